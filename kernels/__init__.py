@@ -1,0 +1,1 @@
+"""Triton kernels: tensors and integers in, tensors out."""

@@ -1,0 +1,116 @@
+"""Exact selection against a walk written out as the definition reads."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trisparse.sparse_ops import select_units
+
+
+def walk(scores, pruned, sizes, lo, hi, target):
+    """The definition, one unit at a time."""
+
+    def rank(value):  # NaN above inf
+        return (1, 0.0) if math.isnan(value) else (0, value)
+
+    order = sorted(
+        (not gone, rank(score), layer, index)
+        for layer, (values, flags) in enumerate(zip(scores, pruned, strict=True))
+        for index, (score, gone) in enumerate(zip(values.tolist(), flags.tolist(), strict=True))
+    )
+    masks = [torch.ones(len(s), dtype=torch.bool) for s in scores]
+    taken = [0] * len(scores)
+    for _, _, layer, index in order:
+        if taken[layer] < lo[layer]:
+            masks[layer][index] = False
+            taken[layer] += 1
+    gone = sum(t * p for t, p in zip(taken, sizes, strict=True))
+    for _, _, layer, index in order:
+        if not masks[layer][index] or taken[layer] >= hi[layer]:
+            continue
+        if not gone + sizes[layer] / 2 < target:
+            break
+        masks[layer][index] = False
+        taken[layer] += 1
+        gone += sizes[layer]
+    return masks
+
+
+SCORE = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, 2.0, math.inf, math.nan, -1.5, 1e-45, 3.4e38]),
+    st.floats(width=32, allow_nan=True, allow_infinity=True),
+)
+
+
+@st.composite
+def problems(draw):
+    layers = draw(st.integers(1, 4))
+    scores, pruned, sizes, lo, hi = [], [], [], [], []
+    for _ in range(layers):
+        n = draw(st.integers(0, 12))
+        scores.append(torch.tensor(draw(st.lists(SCORE, min_size=n, max_size=n)), dtype=torch.float32))
+        pruned.append(torch.tensor(draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=torch.bool))
+        sizes.append(draw(st.integers(1, 9)))
+        high = draw(st.integers(int(pruned[-1].sum()), n))
+        lo.append(draw(st.integers(int(pruned[-1].sum()), high)))
+        hi.append(high)
+    return scores, pruned, sizes, lo, hi, draw(st.integers(0, 120))
+
+
+@settings(max_examples=400, deadline=None)
+@given(problems())
+def test_equals_the_definition(problem):
+    for got, want in zip(select_units(*problem), walk(*problem), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", ["random", "zeros", "equal", "few values", "inf"])
+def test_prunes_exactly_the_target(kind):
+    shapes = [(64, 96), (128, 32), (7, 11)]
+    make = {
+        "random": lambda s: torch.rand(s),
+        "zeros": torch.zeros,
+        "equal": lambda s: torch.full(s, 0.37),
+        "few values": lambda s: torch.randint(0, 3, s).float(),
+        "inf": lambda s: torch.full(s, math.inf),
+    }[kind]
+    scores = [make(s) for s in shapes]
+    units = [s.numel() for s in scores]
+    total = sum(units)
+    for target in (0, 1, total // 3, total - 1, total):
+        masks = select_units(
+            scores, [torch.zeros(s, dtype=torch.bool) for s in shapes], [1] * 3, [0] * 3, units, target
+        )
+        assert sum(int((~m).sum()) for m in masks) == target
+
+
+def test_ties_prune_the_lower_layer_then_the_lower_index():
+    scores = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0])]
+    gone = [torch.zeros(3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)]
+    first, second = select_units(scores, gone, [1, 1], [0, 0], [3, 2], 3)
+    assert first.tolist() == [False, True, False]
+    assert second.tolist() == [True, False]
+
+
+def test_large_layers_against_a_stable_sort():
+    scores = [torch.rand(4096, 96).pow(6), torch.rand(1000, 33)]
+    gone = [torch.zeros_like(s, dtype=torch.bool) for s in scores]
+    units = [s.numel() for s in scores]
+    target = int(0.7 * sum(units))
+    flat = torch.cat([s.flatten() for s in scores])
+    want = torch.ones(len(flat), dtype=torch.bool)
+    want[torch.argsort(flat, stable=True)[:target]] = False
+    masks = select_units(scores, gone, [1, 1], [0, 0], units, target)
+    assert torch.equal(torch.cat([m.flatten() for m in masks]), want)
+
+
+def test_a_mistake_names_the_argument():
+    score, gone = torch.rand(4), torch.zeros(4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"pruned\[0\]: want bool \[4\]"):
+        select_units([score], [gone[:3]], [1], [0], [4], 2)
+    with pytest.raises(ValueError, match=r"lo\[0\], hi\[0\]: want 0 <= lo <= hi <= 4, got 3, 2"):
+        select_units([score], [gone], [1], [3], [2], 2)
+    with pytest.raises(ValueError, match="sizes: want 1 entries"):
+        select_units([score], [gone], [1, 1], [0], [4], 2)

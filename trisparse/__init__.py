@@ -1,0 +1,35 @@
+"""Kernel-accelerated sparsity for PyTorch: scheduled, structured pruning while a model trains.
+
+The public names load on first use; importing the package imports neither torch nor Triton.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trisparse.prune.config import PruningConfig
+    from trisparse.prune.errors import PruningError
+    from trisparse.prune.once import prune_once
+    from trisparse.prune.pruner import Pruner
+    from trisparse.prune.report import SparsityReport
+
+__version__ = "0.1.0"
+__all__ = ["Pruner", "PruningConfig", "PruningError", "SparsityReport", "prune_once"]
+
+_HOME = {
+    "Pruner": "trisparse.prune.pruner",
+    "PruningConfig": "trisparse.prune.config",
+    "PruningError": "trisparse.prune.errors",
+    "SparsityReport": "trisparse.prune.report",
+    "prune_once": "trisparse.prune.once",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trisparse' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
