@@ -1,0 +1,87 @@
+"""Let an optimizer's own step hooks drive a Pruner."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trisparse.prune.errors import PruningError
+from trisparse.prune.layers import Layer
+
+if TYPE_CHECKING:
+    from trisparse.prune.pruner import Pruner
+
+_BY_HAND = "call pruner.observe() and pruner.step() around its step instead"
+
+
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside wrappers such as accelerate's, which have no hooks that fire."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PruningError(
+            f"attach: {type(optimizer).__name__} is no torch.optim.Optimizer and has no step hooks; {_BY_HAND}"
+        )
+    return optimizer
+
+
+class Attachment:
+    """A Pruner on an optimizer's hooks, until `detach()` or the end of the `with` block."""
+
+    def __init__(self, pruner: Pruner, optimizer: Any) -> None:
+        self._pruner = pruner
+        self._optimizer = innermost(optimizer)
+        self._steps_seen = 0
+        self._skips = False
+        self._group_of = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
+        missing = [layer.name for layer in pruner.layers if id(layer.weight) not in self._group_of]
+        if missing:
+            raise PruningError(
+                f"attach: {type(self._optimizer).__name__} does not hold {', '.join(missing)}; "
+                "build it over the parameters of the model that the Pruner was given"
+            )
+        self._handles = [
+            self._optimizer.register_step_pre_hook(self._before),
+            self._optimizer.register_step_post_hook(self._after),
+        ]
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None:
+            raise PruningError(
+                "step: step(closure) computes its gradients too late to be scored; call backward() and then step()"
+            )
+        # a fused optimizer under GradScaler is stepped with scaled gradients, also when they overflowed
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._skips = found_inf is not None and bool(found_inf != 0)
+        if not self._skips:
+            scale = getattr(optimizer, "grad_scale", None)
+            self._pruner.observe(grad_scale=1.0 if scale is None else float(scale))
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if not self._skips:
+            self._pruner.step(lr=self._lr)
+        self._steps_seen += 1
+
+    def _lr(self, layer: Layer) -> float:
+        return float(self._group_of[id(layer.weight)]["lr"])
+
+    def detach(self) -> None:
+        """Remove the hooks; the masks stay as they are, and are no longer held."""
+        for handle in self._handles:
+            handle.remove()
+        self._pruner._attached = None
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+        if kind is None and not self._steps_seen:
+            raise PruningError(
+                f"attach: {type(self._optimizer).__name__} made no step inside the with block; "
+                f"is another optimizer stepped, or its hooks bypassed? {_BY_HAND}"
+            )

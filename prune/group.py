@@ -1,0 +1,232 @@
+"""The state of one group of layers: scores, masks, and what happens to them at an event."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trisparse.prune.bits import pack_bits, unpack_bits
+from trisparse.prune.config import GroupConfig
+from trisparse.prune.errors import PruningError
+from trisparse.prune.layers import Layer, exact
+from trisparse.prune.progressive import Parts
+from trisparse.prune.schedules import event_at, sparsity_at
+from trisparse.prune.selection import select
+from trisparse.sparse_ops import apply_masks, nm_mask, score_units
+from trisparse.sparse_ops.units import expand_units
+
+_EACH = (1, 1)  # the block of a mask with one value a weight
+
+
+class PrunedGroup:
+    """Scores and masks of the layers of one group.
+
+    Attributes:
+        units: bool unit masks, True = kept; for N:M a kept group is one that is still dense.
+        choices: for N:M the bool masks per weight, else empty.
+        scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
+        parts: the event whose units are still going, for progressive pruning.
+    """
+
+    def __init__(self, config: GroupConfig, layers: Sequence[Layer]) -> None:
+        self.config = config
+        self.layers = list(layers)
+        self.blocks = [layer.block for layer in layers]
+        self.sizes = [layer.unit_size for layer in layers]
+        self.is_nm = config.pattern.is_nm
+        self.units = [_full(layer, layer.grid, True) for layer in layers]
+        self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
+        self.scores: list[Tensor] = []
+        self.seen = [False] * len(layers)
+        self.parts: Parts | None = None
+        self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
+        self.active = False
+        if config.is_lock or config.lock_init_sparsity:
+            self._lock()
+
+    def _lock(self) -> None:
+        """Take the masks from the weights: what is zero now is pruned."""
+        for i, layer in enumerate(self.layers):
+            nonzero = (layer.view.flatten(1) != 0).contiguous()
+            rows, cols = layer.grid
+            n, m = self.blocks[i]
+            alive = nonzero.view(rows, n, cols, m).sum((1, 3))
+            self.units[i] = alive > (self.config.pattern.n if self.is_nm else 0)
+            if self.is_nm:
+                self.choices[i] = nonzero
+        self.active = True
+
+    @property
+    def views(self) -> list[Tensor]:
+        return [layer.view for layer in self.layers]
+
+    @property
+    def score_blocks(self) -> list[tuple[int, int]]:
+        return [_EACH] * len(self.layers) if self.is_nm else self.blocks
+
+    def _new_scores(self) -> list[Tensor]:
+        shapes = [_matrix(layer) if self.is_nm else layer.grid for layer in self.layers]
+        return [_full(layer, shape, 0.0) for layer, shape in zip(self.layers, shapes, strict=True)]
+
+    def sparsity(self, step: int) -> float | None:
+        """The sparsity that the event at this step asks for; None without an event that prunes."""
+        if self.config.is_lock:
+            return None
+        event = event_at(step, *self.config.window)
+        if event is None:
+            return None
+        c = self.config
+        return sparsity_at(c.sparsity_decay_type, c.target_sparsity, event, c.last_event) or None
+
+    def observe(self, step: int, grad_scale: float) -> None:
+        """Score the gradients of the optimizer step that will be number `step`."""
+        c = self.config
+        if not c.needs_gradient:
+            return
+        if c.criterion == "snip_momentum":
+            start, _, frequency = c.window
+            if step > start + c.last_event * frequency:
+                return
+        elif self.sparsity(step) is None:
+            return
+        if not self.scores:
+            self.scores = self._new_scores()
+        grads = [layer.grad_view for layer in self.layers]
+        updated = score_units(
+            self.scores,
+            self.views,
+            grads,
+            self.score_blocks,
+            c.criterion,
+            c.criterion_reduce_type,
+            grad_scale=grad_scale,
+        )
+        self.seen = [a or b for a, b in zip(self.seen, updated, strict=True)]
+
+    def fire(self, step: int) -> None:
+        """Choose new masks if an event falls on this step, or move on with the parts of the last one."""
+        c = self.config
+        if c.is_lock:
+            return
+        sparsity = self.sparsity(step)
+        if sparsity is not None:
+            self._prune_to(sparsity, step)
+            if step >= c.window[0] + c.last_event * c.window[2]:
+                self.scores = []
+        if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == 4):
+            self.parts = None
+
+    def _prune_to(self, sparsity: float, step: int) -> None:
+        c = self.config
+        if c.needs_gradient:
+            self._check_seen()
+            scores = self.scores
+        else:
+            scores = self._new_scores()
+            none: list[Tensor | None] = [None] * len(scores)
+            score_units(scores, self.views, none, self.score_blocks, "magnitude", c.criterion_reduce_type)
+        if self.is_nm:
+            self._prune_groups(sparsity, scores)
+        else:
+            before, self.units = self.units, self._select(sparsity, scores)
+            if c.is_progressive:
+                self.parts = Parts.of_event(step, scores, before, self.units)
+                self._shown = None
+        self.active = True
+
+    def _select(self, sparsity: float, scores: Sequence[Tensor]) -> list[Tensor]:
+        weights = [layer.weight.numel() for layer in self.layers]
+        return select(self.config, sparsity, scores, self.units, self.sizes, weights)
+
+    def _prune_groups(self, sparsity: float, scores: Sequence[Tensor]) -> None:
+        n, m = self.config.pattern.n, self.config.pattern.m
+        rivals = scores
+        if self.config.lock_init_sparsity:  # a weight that is locked at zero goes first
+            rivals = [s.masked_fill(~choice, -1.0) for s, choice in zip(scores, self.choices, strict=True)]
+        best = [nm_mask(score, n, m) for score in rivals]
+        costs = [_group_cost(score, keep, m) for score, keep in zip(scores, best, strict=True)]
+        before, self.units = self.units, self._select(sparsity, costs)
+        for i, keep in enumerate(best):
+            new = before[i] & ~self.units[i]  # the choice inside a group is made once, when it is pruned
+            self.choices[i] &= keep | ~expand_units(new, (1, m))
+
+    def _check_seen(self) -> None:
+        missing = [layer.name for layer, seen in zip(self.layers, self.seen, strict=True) if not seen]
+        if missing:
+            raise PruningError(
+                f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
+                f"came before the first event; add to excluded_op_names: {[exact(name) for name in missing]}"
+            )
+
+    def write_masks(self, step: int) -> None:
+        """Zero the pruned weights in place."""
+        if self.active:
+            apply_masks(self.views, *self.masks(step))
+
+    def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """The masks in force after this many steps, and the block that each of their values covers."""
+        each = [_EACH] * len(self.layers)
+        if self.is_nm:
+            return self.choices, each
+        if self.parts is None:
+            return self.units, self.blocks
+        due = self.parts.due(step, self.config.pruning_frequency)
+        if self._shown is None or self._shown[0] != due:
+            self._shown = due, self.parts.masks(due, self.units, self.blocks)
+        return self._shown[1], each
+
+    def shrink(self, step: int, lr_of: Callable[[Layer], float]) -> None:
+        """Group lasso: W_b <- W_b * max(0, 1 - lr * c / norm(W_b)), from start to end."""
+        c = self.config
+        if c.reg_type is None or not c.window[0] <= step <= c.window[1]:
+            return
+        assert c.reg_coeff is not None
+        for layer, (n, m) in zip(self.layers, self.blocks, strict=True):
+            view = layer.view
+            rows, cols = layer.grid
+            norm = view.float().reshape(rows, n, cols, m).pow(2).sum((1, 3)).sqrt()
+            factor = (1 - lr_of(layer) * c.reg_coeff / norm).clamp(min=0).nan_to_num(nan=0.0)
+            view.mul_(expand_units(factor, (n, m)).view(view.shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = self.parts
+        return {
+            "units": [pack_bits(mask) for mask in self.units],
+            "choices": [pack_bits(mask) for mask in self.choices],
+            "scores": [score.clone() for score in self.scores],
+            "seen": list(self.seen),
+            "active": self.active,
+            "parts": parts and {"event_step": parts.event_step, "layer": parts.layer, "unit": parts.unit},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.units = [unpack_bits(bits, like=mask) for bits, mask in zip(state["units"], self.units, strict=True)]
+        self.choices = [unpack_bits(b, like=mask) for b, mask in zip(state["choices"], self.choices, strict=True)]
+        self.scores = self._new_scores() if state["scores"] else []
+        for mine, saved in zip(self.scores, state["scores"], strict=True):
+            mine.copy_(saved)
+        self.seen = list(state["seen"])
+        self.active = state["active"]
+        self.parts = Parts(**state["parts"]) if state["parts"] else None
+        self._shown = None
+
+
+def _group_cost(score: Tensor, keep: Tensor, m: int) -> Tensor:
+    """Sum of the scores that go if every group is pruned, `[rows, cols / m]`."""
+    lost = score.clone()
+    apply_masks([lost], [~keep], [_EACH])
+    first, *rest = lost.view(lost.shape[0], -1, m).unbind(2)
+    return functools.reduce(Tensor.add_, rest, first.clone())
+
+
+def _matrix(layer: Layer) -> tuple[int, int]:
+    view = layer.view
+    return view.shape[0], view[0].numel()
+
+
+def _full(layer: Layer, shape: tuple[int, int], value: bool | float) -> Tensor:
+    dtype = torch.bool if isinstance(value, bool) else torch.float32
+    return torch.full(shape, value, dtype=dtype, device=layer.weight.device)

@@ -1,0 +1,92 @@
+"""Patterns: what a unit is, and how a weight is laid out in units."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trisparse.prune.errors import PruningError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_M = 32  # longest group of an N:M pattern
+_EXAMPLES = ("1x1", "4x1", "8x1", "16x16", "1xchannel", "channelx1", "1:4", "2:4", "4:8")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed pattern. `kind` is `block`, `row`, `column` or `nm`.
+
+    The unit of a `block` is n output rows by m input columns; of `row` a whole output row or filter; of
+    `column` a whole input column or input channel; of `nm` a group of m inputs of which n are kept.
+    """
+
+    text: str
+    kind: str
+    n: int = 1
+    m: int = 1
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_nm(self) -> bool:
+        return self.kind == "nm"
+
+    def unit_view(self, weight: Tensor, layout: str) -> Tensor:
+        """View of the weight's own storage whose rows and columns the units tile.
+
+        `layout` is `linear` for `[out, in]`, `transposed` for `[in, out]`, `conv` for `[out, in, *taps]`.
+        A linear gives `[out, in]`, a conv `[out, taps, in]`: the input is the fastest axis. For `column`
+        the input axis comes first, so that a column is a row of the view.
+        """
+        if layout == "conv":
+            view = weight.flatten(2).transpose(1, 2)
+            return view.permute(2, 0, 1) if self.kind == "column" else view
+        view = weight.t() if layout == "transposed" else weight
+        return view.t() if self.kind == "column" else view
+
+    def block(self, view: Tensor) -> tuple[int, int]:
+        """Shape of one unit in the matrix that the view is read as."""
+        if self.kind in ("row", "column"):
+            return 1, view[0].numel()
+        return (1, self.m) if self.is_nm else (self.n, self.m)
+
+    def unit_size(self, view: Tensor) -> int:
+        """Weights that go when one unit is pruned."""
+        if self.is_nm:
+            return self.m - self.n
+        n, m = self.block(view)
+        return n * m
+
+    def misfit(self, view: Tensor) -> str | None:
+        """Why the pattern does not divide the view, or None."""
+        rows, cols = view.shape[0], view[0].numel()
+        n, m = self.block(view)
+        if rows % n:
+            return f"{rows} output rows are no multiple of {n}"
+        return f"{cols} input columns are no multiple of {m}" if cols % m else None
+
+
+def parse_pattern(text: object) -> Pattern:
+    """Parse `NxM`, `1xchannel`, `channelx1` or `N:M` (N kept of every M inputs).
+
+    Raises:
+        PruningError: anything else.
+    """
+    if text == "1xchannel":
+        return Pattern("1xchannel", "row")
+    if text == "channelx1":
+        return Pattern("channelx1", "column")
+    if isinstance(text, str) and (block := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        return Pattern(text, "block", int(block[1]), int(block[2]))
+    if isinstance(text, str) and (group := re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)):
+        n, m = int(group[1]), int(group[2])
+        if n < m <= MAX_M:
+            return Pattern(text, "nm", n, m)
+        raise PruningError(f"pattern: {text!r} keeps {n} of every {m}; want N < M <= {MAX_M}, such as 2:4")
+    raise PruningError(
+        f"pattern: {text!r} is not known; want NxM, 1xchannel, channelx1 or N:M{nearest(str(text), _EXAMPLES)}"
+    )

@@ -1,0 +1,214 @@
+"""The Pruner: watches gradients, counts optimizer steps, and prunes when the schedule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trisparse.prune.attach import Attachment
+from trisparse.prune.config import PruningConfig
+from trisparse.prune.errors import PruningError
+from trisparse.prune.group import PrunedGroup
+from trisparse.prune.layers import Layer, find_layers
+from trisparse.prune.report import SparsityReport, make_report
+
+_STATE_VERSION = 1
+
+
+class Pruner:
+    """Prune a model while it trains.
+
+    The order of a step is: backward, `observe()`, optimizer step, `step()`. `attach(optimizer)` makes
+    both calls through the optimizer's own hooks. Nothing happens in a forward, so evaluation is free of
+    side effects. Weights are zeroed in place; their storage never moves.
+
+    Args:
+        model: on its device and prepared; wrappers of `torch.compile` and data parallelism are looked through.
+        config: what to prune, how far and when.
+
+    Raises:
+        PruningError: what the config asks for does not fit the model.
+
+    Attributes:
+        step_count: optimizer steps so far.
+        groups: the state of each group of the config.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> config = PruningConfig(pattern="4x1", target_sparsity=0.5, start_step=1, end_step=2)
+        >>> pruner = Pruner(model, config)
+        >>> with pruner.attach(optimizer):
+        ...     for _ in range(2):
+        ...         model(torch.randn(4, 8)).square().sum().backward()
+        ...         optimizer.step()
+        >>> int((model[0].weight == 0).sum())
+        32
+    """
+
+    def __init__(self, model: nn.Module, config: PruningConfig) -> None:
+        if not isinstance(config, PruningConfig):
+            raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
+        self.model = model
+        self.config = config
+        self.groups = [
+            PrunedGroup(group, layers)
+            for group, layers in zip(config.groups, find_layers(model, config.groups), strict=True)
+        ]
+        self.step_count = 0
+        self._started = False
+        self._observed = False
+        self._attached: Attachment | None = None
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for group in self.groups for layer in group.layers]
+
+    def start(self) -> None:
+        """Fire the event at step 0, if there is one. Once; `attach` does it for you."""
+        if not self._started:
+            self._started = True
+            self._prune()
+
+    @torch.no_grad()
+    def observe(self, *, grad_scale: float = 1.0) -> None:
+        """Score this step's gradients. Call it between backward and the optimizer's step.
+
+        Args:
+            grad_scale: what a gradient scaler has multiplied the gradients by, 1 if they are unscaled.
+
+        Raises:
+            PruningError: called twice without `step()`, before a due `start()`, or a weight was replaced.
+        """
+        if self._observed:
+            raise PruningError("observe: called twice without step(); call step() after every optimizer step")
+        if not self._started and any(group.sparsity(0) is not None for group in self.groups):
+            raise PruningError("observe: an event is due at step 0; call start() before the first forward")
+        self._check_weights()
+        self._observed = True
+        for group in self.groups:
+            group.observe(self.step_count + 1, grad_scale)
+
+    @torch.no_grad()
+    def step(self, *, lr: float | Callable[[Layer], float] | None = None) -> None:
+        """Count one optimizer step, choose new masks when an event is due, and zero what is pruned.
+
+        Args:
+            lr: learning rate of the step just made, for `reg_type: group_lasso`; `attach` knows it.
+
+        Raises:
+            PruningError: called without `observe()`, no lr for group lasso, or layers without a score.
+        """
+        if not self._observed:
+            raise PruningError("step: called without observe(); call observe() before the optimizer's step")
+        self._observed = False
+        self._started = True
+        self.step_count += 1
+        for group in self.groups:
+            if group.config.reg_type is not None:
+                group.shrink(self.step_count, _lr_of(lr))
+        self._prune()
+
+    @torch.no_grad()
+    def _prune(self) -> None:
+        for group in self.groups:
+            group.fire(self.step_count)
+            group.write_masks(self.step_count)
+
+    def _check_weights(self) -> None:
+        for layer in self.layers:
+            if layer.module._parameters.get("weight") is not layer.weight:
+                raise PruningError(
+                    f"{layer.name}.weight: was replaced after the Pruner was built; "
+                    "build the Pruner after .to(), prepare() and the like"
+                )
+
+    def attach(self, optimizer: Any) -> Attachment:
+        """Call `observe` and `step` from the optimizer's own hooks, from now on.
+
+        Args:
+            optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`.
+
+        Returns:
+            A context manager that detaches on leaving; it also has `.detach()`.
+
+        Raises:
+            PruningError: an optimizer without step hooks or without one of the pruned weights, or a second attach.
+        """
+        if self._attached is not None:
+            raise PruningError("attach: this Pruner is attached already; detach() first")
+        self._attached = Attachment(self, optimizer)
+        self.start()
+        return self._attached
+
+    def masks(self) -> dict[str, Tensor]:
+        """Name in the bare model -> bool tensor of the weight's shape, True = kept."""
+        found = {}
+        for group in self.groups:
+            masks, blocks = group.masks(self.step_count)
+            for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
+                full = torch.empty(layer.weight.shape, dtype=torch.bool, device=mask.device)
+                view = layer.unit_view(full)
+                rows, cols = mask.shape
+                wide = mask[:, None, :, None].expand(rows, n, cols, m).reshape(view.shape)
+                view.copy_(wide)
+                found[layer.name] = full
+        return found
+
+    def report(self) -> SparsityReport:
+        """Zeros per layer and in total, counted in the weights.
+
+        Raises:
+            PruningError: a weight is not zero where its mask says pruned.
+        """
+        return make_report(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, masks as bits and scores; tensors and plain values that `torch.load` reads with weights_only."""
+        return {
+            "version": _STATE_VERSION,
+            "config": self.config.to_dict(),
+            "layers": [[[layer.name, list(layer.weight.shape)] for layer in group.layers] for group in self.groups],
+            "step_count": self.step_count,
+            "started": self._started,
+            "groups": [group.state_dict() for group in self.groups],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the weights are the caller's to restore.
+
+        Raises:
+            PruningError: the state is of another config or another model.
+        """
+        mine = self.state_dict()
+        if state.get("version") != _STATE_VERSION:
+            raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
+        if len(state["config"]) != len(mine["config"]):
+            raise PruningError(
+                f"state: of another config: it has {len(state['config'])} groups, this one {len(mine['config'])}"
+            )
+        for index, (saved, own) in enumerate(zip(state["config"], mine["config"], strict=True)):
+            for key in own:
+                if saved.get(key) != own[key]:
+                    raise PruningError(
+                        f"state: of another config: group {index} was saved with {key} {saved.get(key)!r}, "
+                        f"this one has {own[key]!r}; resume with the same settings"
+                    )
+        if state["layers"] != mine["layers"]:
+            raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
+        self.step_count = state["step_count"]
+        self._started = state["started"]
+        self._observed = False
+        for group, saved in zip(self.groups, state["groups"], strict=True):
+            group.load_state_dict(saved)
+
+
+def _lr_of(lr: float | Callable[[Layer], float] | None) -> Callable[[Layer], float]:
+    if lr is None:
+        raise PruningError("lr: group_lasso needs the learning rate; use attach(optimizer) or step(lr=...)")
+    if callable(lr):
+        return lr
+    value = lr
+    return lambda layer: value
