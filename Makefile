@@ -1,0 +1,30 @@
+# Every target does its own set-up: a virtual environment in .venv, made once.
+PYTHON ?= python3
+BIN := .venv/bin
+MODULES := trisparse kernels sparse_ops prune
+TYPES := build/types/trisparse
+
+.PHONY: setup demo test lint
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[glue,plot,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/trisparse-demo
+
+test: setup
+	$(BIN)/pytest
+
+# mypy follows import names, and ours differ from the folders: give it a tree of links where they agree.
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TYPES) && mkdir -p $(TYPES)
+	cd $(TYPES) && ln -s ../../../trisparse/* . && ln -s ../../../kernels ../../../sparse_ops ../../../prune .
+	$(BIN)/mypy | tee build/mypy.log
+	@want=$$(git ls-files $(foreach m,$(MODULES),'$(m)/*.py') | wc -l); \
+	grep -q "checked $$want source files" build/mypy.log || { echo "mypy did not check all $$want tracked modules"; exit 1; }

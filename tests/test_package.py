@@ -1,0 +1,134 @@
+"""The package as installed: names, import directions, what it pulls in, what the wheel holds."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import trisparse
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ["kernels", "sparse_ops", "prune", "trisparse"]  # each may import itself and what is left of it
+MODULES = sorted(p for layer in LAYERS for p in (ROOT / layer).glob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_imports_go_one_way(path):
+    rank = LAYERS.index(path.parent.name)
+    for name in imported(path):
+        top, *rest = name.split(".")
+        assert top not in LAYERS[:3], f"{path} imports {name} past the namespace"
+        if top == "trisparse" and rest and rest[0] in LAYERS[:3]:
+            assert LAYERS.index(rest[0]) <= rank, f"{path} imports {name}, against the arrow"
+
+
+def run(code, *flags):
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def test_the_cpu_path_imports_neither_triton_nor_transformers():
+    code = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("triton", "transformers"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+import torch, trisparse
+for name in trisparse.__all__:
+    getattr(trisparse, name)
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+print(trisparse.prune_once(model, pattern="2:4").pruned_layers)
+"""
+    result = run(code)
+    assert result.stdout == "0.5\n", result.stderr
+
+
+def test_import_is_lazy():
+    assert run("import sys, trisparse; print('torch' in sys.modules)").stdout == "False\n"
+    assert run("import sys, trisparse; trisparse.PruningConfig; print('torch' in sys.modules)").stdout == "False\n"
+
+
+def test_public_names():
+    assert trisparse.__all__ == ["Pruner", "PruningConfig", "PruningError", "SparsityReport", "prune_once"]
+    assert all(getattr(trisparse, name).__doc__ for name in trisparse.__all__)
+    assert set(trisparse.__all__) <= set(dir(trisparse))
+    with pytest.raises(AttributeError, match="no attribute 'prune_twice'"):
+        trisparse.prune_twice  # noqa: B018
+
+
+def test_the_name_kernels_is_not_ours():
+    """Hugging Face owns a package of that name, and transformers imports it."""
+
+    def ours(spec):
+        return spec is not None and spec.origin is not None and Path(spec.origin).is_relative_to(ROOT)
+
+    assert not ours(importlib.util.find_spec("kernels"))
+    scripts = Path(sysconfig.get_path("scripts"))
+    for script in ("trisparse-glue", "trisparse-demo"):
+        text = (scripts / script).read_text()
+        head = text.replace("if __name__ == '__main__':", "if False:").replace(
+            'if __name__ == "__main__":', "if False:"
+        )
+        probe = "\nimport importlib.util; print(importlib.util.find_spec('kernels'))\n"
+        copy = scripts / f".{script}-probe"
+        copy.write_text(head + probe)
+        try:
+            result = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True, cwd=ROOT)
+        finally:
+            copy.unlink()
+        assert str(ROOT) not in result.stdout, result.stdout
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_wheel_holds_every_tracked_file_and_nothing_at_the_top(tmp_path):
+    tracked = subprocess.run(["git", "ls-files", *LAYERS], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            tmp_path,
+            str(ROOT),
+        ],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = [n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n]
+    assert all(n.startswith("trisparse/") for n in names)
+    want = {p if p.startswith("trisparse/") else f"trisparse/{p}" for p in tracked}
+    assert set(names) == want
+
+
+def test_tests_hold_no_importable_helpers():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
