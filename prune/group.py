@@ -87,8 +87,7 @@ class PrunedGroup:
         if not c.needs_gradient:
             return
         if c.criterion == "snip_momentum":
-            start, _, frequency = c.window
-            if step > start + c.last_event * frequency:
+            if step > self._last_event_step:
                 return
         elif self.sparsity(step) is None:
             return
@@ -114,7 +113,7 @@ class PrunedGroup:
         sparsity = self.sparsity(step)
         if sparsity is not None:
             self._prune_to(sparsity, step)
-            if step >= c.window[0] + c.last_event * c.window[2]:
+            if step >= self._last_event_step:
                 self.scores = []
         if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == 4):
             self.parts = None
@@ -160,6 +159,15 @@ class PrunedGroup:
                 f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
                 f"came before the first event; add to excluded_op_names: {[exact(name) for name in missing]}"
             )
+
+    def masks_are_final(self, step: int) -> bool:
+        """Whether no event and no part of one is still to come."""
+        return self.config.is_lock or (step >= self._last_event_step and self.parts is None)
+
+    @property
+    def _last_event_step(self) -> int:
+        start, _, frequency = self.config.window
+        return start + self.config.last_event * frequency
 
     def write_masks(self, step: int) -> None:
         """Zero the pruned weights in place."""

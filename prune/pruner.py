@@ -157,6 +157,21 @@ class Pruner:
                 found[layer.name] = full
         return found
 
+    @property
+    def masks_are_final(self) -> bool:
+        """Whether the last event of every group is past."""
+        return all(group.masks_are_final(self.step_count) for group in self.groups)
+
+    def sparsity(self) -> float:
+        """Fraction of the groups' weights that the masks prune, without a look at the weights."""
+        pruned = total = 0
+        for group in self.groups:
+            masks, blocks = group.masks(self.step_count)
+            for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
+                pruned += (mask.numel() - int(mask.sum())) * n * m
+                total += layer.weight.numel()
+        return pruned / total
+
     def report(self) -> SparsityReport:
         """Zeros per layer and in total, counted in the weights.
 

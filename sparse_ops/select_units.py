@@ -101,8 +101,8 @@ def select_units_reference(
     bounds = (torch.tensor(lo), torch.tensor(hi))
     counts = _count_pruned(keys, bins, histogram, torch.tensor(sizes), *bounds, target).tolist()
     return [
-        _lowest(*layer, count).view(score.shape)
-        for *layer, count, score in zip(keys, bins, histogram, counts, scores, strict=True)
+        _lowest(key, bin_, row, count).view(score.shape)
+        for key, bin_, row, count, score in zip(keys, bins, histogram, counts, scores, strict=True)
     ]
 
 

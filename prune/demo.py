@@ -1,0 +1,148 @@
+"""`trisparse-demo`: train, prune and distil a tiny BERT on two made-up tasks, without a network.
+
+It fails when the dense model does not learn, when a bag of words does, or when pruning costs too much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trisparse.prune.demo_data import vocabulary, write_task
+from trisparse.prune.errors import PruningError
+from trisparse.prune.files import atomic_write
+
+_TRAIN, _VALIDATION = 20_000, 1_000
+_DENSE_LEAST = 0.9
+_BAG_OF_WORDS_MOST = 0.6
+# pattern, target sparsity, most accuracy that may be lost
+_PATTERNS = (("2:4", 0.5, 0.05), ("4x1", 0.9, 0.05), ("1xchannel", 0.6, 0.1))
+_COMMON = ["--per_device_train_batch_size", "64", "--per_device_eval_batch_size", "250", "--overwrite_output_dir"]
+_DENSE = {"sst2": 2.0, "mrpc": 7.0}  # epochs
+_PRUNE = [
+    "--learning_rate", "1e-3", "--lr_scheduler_type", "linear", "--num_train_epochs", "3", "--cooldown_epochs", "1",
+    "--do_prune", "--distill_loss_weight", "2", "--distill_mode", "both",
+]  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; 0, 1 when a promise is missed, 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="trisparse-demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default %(default)s)")
+    try:
+        rows, missed = run(parser.parse_args(argv).out)
+    except PruningError as error:
+        sys.stderr.write(f"trisparse-demo: error: {error}\n")
+        return 2
+    sys.stdout.write(table(rows) + "\n")
+    for line in missed:
+        sys.stderr.write(f"missed: {line}\n")
+    return 1 if missed else 0
+
+
+def run(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows of the table, and the promises that were missed."""
+    shutil.rmtree(out, ignore_errors=True)
+    rows: list[dict[str, Any]] = []
+    missed: list[str] = []
+    for task, epochs in _DENSE.items():
+        data = out / "data" / task
+        write_task(data, task, _TRAIN, _VALIDATION)
+        bag = bag_of_words(data)
+        _say(f"{task}: {_TRAIN} training examples; a bag of words gets {bag:.3f}")
+        if task == "mrpc" and bag > _BAG_OF_WORDS_MOST:
+            missed.append(f"{task}: a bag of words gets {bag:.3f}, more than {_BAG_OF_WORDS_MOST}")
+        make_model(out / "init")
+        flags = ["--learning_rate", "1e-3", "--num_warmup_steps", "100", "--num_train_epochs", str(epochs)]
+        dense = _glue(task, data, out / "init", out / f"{task}-dense", flags)
+        accuracy = dense["eval"]["accuracy"]
+        rows.append(dense | {"bag_of_words": bag})
+        if accuracy < _DENSE_LEAST:
+            missed.append(f"{task}: the dense model gets {accuracy:.3f}, less than {_DENSE_LEAST}")
+        for pattern, target, most in _PATTERNS:
+            flags = [*_PRUNE, "--pruning_pattern", pattern, "--target_sparsity", str(target)]
+            row = _glue(task, data, out / f"{task}-dense", out / f"{task}-{pattern.replace(':', '-')}", flags)
+            rows.append(row)
+            lost = accuracy - row["eval"]["accuracy"]
+            if lost > most:
+                missed.append(f"{task} {pattern}: loses {lost:.3f}, more than {most}")
+            if not row["pattern_verified"]:
+                missed.append(f"{task} {pattern}: the weights do not have the pattern")
+    atomic_write(out / "demo_results.json", json.dumps(rows, indent=2) + "\n")
+    return rows, missed
+
+
+def make_model(folder: Path) -> None:
+    """Save an untrained tiny BERT and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = vocabulary()
+    atomic_write(folder / "vocab.txt", "\n".join(vocab) + "\n")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocab), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=64, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+
+
+def bag_of_words(data: Path) -> float:
+    """Validation accuracy of a logistic regression on word counts."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    def read(split: str) -> tuple[list[str], list[int]]:
+        rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
+        texts = [" ".join(v for k, v in row.items() if k.startswith("sentence")) for row in rows]
+        return texts, [row["label"] for row in rows]
+
+    counts = CountVectorizer()
+    texts, labels = read("train")
+    model = LogisticRegression(max_iter=500).fit(counts.fit_transform(texts), labels)
+    texts, labels = read("validation")
+    return float(model.score(counts.transform(texts), labels))
+
+
+def _glue(task: str, data: Path, model: Path, out: Path, flags: list[str]) -> dict[str, Any]:
+    from trisparse.prune.glue import run as run_glue
+    from trisparse.prune.glue_args import parse_arguments
+
+    _say(f"{out.name}:")
+    began = time.perf_counter()
+    paths = ["--model_name_or_path", str(model), "--dataset_dir", str(data), "--output_dir", str(out)]
+    result = run_glue(parse_arguments([*paths, "--task_name", task, *_COMMON, *flags]))
+    return result | {"seconds": time.perf_counter() - began}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as text: metric dense and sparse, relative drop, ratios, pattern verified, seconds."""
+    head = ("task", "pattern", "target", "dense", "sparse", "drop", "pruned", "matmul", "all", "verified", "seconds")
+    cells = [head]
+    dense = 0.0
+    for row in rows:
+        accuracy, ratio, seconds = row["eval"]["accuracy"], row["sparsity"], f"{row['seconds']:.1f}"
+        if row["pattern"] == "dense":
+            dense = accuracy
+            cells.append((row["task"], "dense", "-", f"{dense:.4f}", *["-"] * 6, seconds))
+            continue
+        ratios = [f"{ratio[key]:.4f}" for key in ("pruned_layers", "matmul_gemm_conv", "all_parameters")]
+        drop = f"{(accuracy - dense) / dense:+.2%}"
+        verified = "yes" if row["pattern_verified"] else "no"
+        start = (row["task"], row["pattern"], str(row["target_sparsity"]), f"{dense:.4f}", f"{accuracy:.4f}", drop)
+        cells.append((*start, *ratios, verified, seconds))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

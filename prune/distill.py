@@ -1,0 +1,81 @@
+"""Distillation from the dense teacher.
+
+Matching the last hidden states and reusing the teacher's classifier: arXiv 2203.14001. Matching
+softened logits: arXiv 1503.02531.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 -- its usual name
+
+TEMPERATURE = 2.0
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared difference of hidden states `[batch, tokens, hidden]` over the tokens that are not padding."""
+    mask = attention_mask.unsqueeze(2).to(torch.float32)
+    difference = (student.float() - teacher.float()) * mask
+    return difference.square().sum() / (mask.sum() * student.shape[2])
+
+
+def logits_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """T^2 * KL(teacher || student) of softened classes `[batch, classes]`, mean over the batch."""
+    log_student = F.log_softmax(student.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def distillation_loss(student: Any, teacher: tuple[Tensor, Tensor], attention_mask: Tensor, mode: str) -> Tensor:
+    """Unweighted loss of mode `hidden`, `logits` or `both`.
+
+    Args:
+        student: a transformers output with `logits` and `hidden_states`.
+        teacher: hidden states and logits, as `Teacher` returns them.
+    """
+    hidden, logits = teacher
+    losses = []
+    if mode in ("hidden", "both"):
+        losses.append(hidden_loss(student.hidden_states[-1], hidden, attention_mask))
+    if mode in ("logits", "both"):
+        losses.append(logits_loss(student.logits, logits))
+    return torch.stack(losses).sum()
+
+
+class Teacher:
+    """The frozen dense model, run on every batch, or once on every example if `fill_cache` is called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def fill_cache(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Keep the outputs for every example by its `index`, hidden states without their padding.
+
+        Padding changes the last bits of an output, so the same batches give the same cache.
+        """
+        for batch in batches:
+            inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
+            hidden, logits = self._run(inputs)
+            for i, key in enumerate(batch["index"].tolist()):
+                self._cache[key] = hidden[i, inputs["attention_mask"][i].bool()].clone(), logits[i].clone()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states `[batch, tokens, hidden]` and logits of a batch; `index` names its examples."""
+        if not self._cache:
+            return self._run(inputs)
+        mask = inputs["attention_mask"].bool()
+        rows = [self._cache[key] for key in index.tolist()]
+        hidden = rows[0][0].new_zeros((*mask.shape, rows[0][0].shape[1]))
+        hidden[mask] = torch.cat([row[0] for row in rows])
+        return hidden, torch.stack([row[1] for row in rows])
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        outputs = self.model(**inputs, output_hidden_states=True)
+        return outputs.hidden_states[-1], outputs.logits

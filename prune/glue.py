@@ -1,0 +1,143 @@
+"""`trisparse-glue`: fine-tune on a GLUE task, pruning and distilling on the way.
+
+The loop is `train` and reads from top to bottom: batch, loss, backward, step, and once an epoch
+evaluate, save, checkpoint. Pruning rides on the optimizer's hooks.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.glue_args import GlueArguments, parse_arguments
+
+if TYPE_CHECKING:
+    from trisparse.prune.glue_setup import Setup
+
+_LOG_EVERY = 10  # optimizer steps between looks at the loss, each of which waits for the device
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; 0, or 2 with one line on standard error for what the user can mend."""
+    try:
+        run(parse_arguments(argv))
+    except PruningError as error:
+        sys.stderr.write(f"trisparse-glue: error: {error}\n")
+        return 2
+    return 0
+
+
+def run(args: GlueArguments) -> dict[str, Any]:
+    """One run, from arguments to files; returns what all_results.json holds.
+
+    Raises:
+        PruningError: whatever the user can mend.
+    """
+    from trisparse.prune.glue_finish import finish
+    from trisparse.prune.glue_setup import set_up
+
+    setup = set_up(args)
+    progress, teacher_eval = train(setup)
+    return finish(setup, progress, teacher_eval)
+
+
+def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train, evaluating and saving after every epoch.
+
+    Returns:
+        The progress (step, epoch, seconds, losses, evaluations, the best of them), and the teacher's evaluation.
+    """
+    import torch
+    from tqdm.auto import tqdm
+    from transformers import get_scheduler
+    from trisparse.prune.distill import distillation_loss
+    from trisparse.prune.glue_eval import evaluate
+    from trisparse.prune.glue_metrics import best_value
+    from trisparse.prune.glue_output import load_checkpoint, save_checkpoint, save_model
+
+    accelerator, model, optimizer, teacher, pruner = s.accelerator, s.model, s.optimizer, s.teacher, s.pruner
+    t, m, total = s.args.training, s.args.model, s.plan.total_steps
+    scheduler = get_scheduler(t.lr_scheduler_type, optimizer, t.num_warmup_steps, total)
+    parts = {"model": s.bare, "optimizer": optimizer, "scheduler": scheduler}
+    parts |= {"pruner": pruner} if pruner else {}
+    parts |= {"scaler": accelerator.scaler} if accelerator.scaler is not None else {}
+    progress: dict[str, Any] = {"step": 0, "epoch": 0, "seconds": 0.0, "best": None, "steps": [], "evals": []}
+    if t.resume_from_checkpoint:
+        progress = load_checkpoint(s.args, parts, total)
+    accelerator.print(s.plan)
+    teacher_eval = evaluate(accelerator, teacher.model, s.task, s.validation) if teacher else {}
+    handle = pruner.attach(optimizer) if pruner else None
+
+    bar = tqdm(
+        total=total, initial=progress["step"], unit="step", disable=not accelerator.is_main_process, mininterval=1
+    )
+    losses: list[torch.Tensor] = []
+    while progress["step"] < total:
+        s.sampler.epoch = progress["epoch"]
+        model.train()
+        began = time.perf_counter()
+        for batch in s.train_loader:
+            index = batch.pop("index")
+            with accelerator.accumulate(model):
+                outputs = model(**batch, output_hidden_states=teacher is not None)
+                loss = outputs.loss
+                if teacher is not None:
+                    with accelerator.autocast():
+                        target = teacher({k: v for k, v in batch.items() if k != "labels"}, index)
+                    distance = distillation_loss(outputs, target, batch["attention_mask"], m.distill_mode)
+                    loss = m.distill_loss_weight * distance
+                accelerator.backward(loss)
+                optimizer.step()
+                if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                    scheduler.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
+            if not accelerator.sync_gradients:
+                continue
+            progress["step"] += 1
+            bar.update()
+            if progress["step"] % _LOG_EVERY == 0:
+                _log(s, progress, losses, bar)
+            if progress["step"] == total:
+                break
+        if losses:
+            _log(s, progress, losses, bar)
+        progress["seconds"] += time.perf_counter() - began
+        progress["epoch"] += 1
+
+        metrics = evaluate(accelerator, model, s.task, s.validation)
+        progress["evals"].append({"step": progress["step"], "epoch": progress["epoch"], **metrics})
+        accelerator.log(metrics, step=progress["step"])
+        bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        if accelerator.is_main_process:
+            value, best = best_value(s.task, metrics), progress["best"]
+            if (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"]):
+                progress["best"] = {"value": value, "metrics": metrics, "step": progress["step"]}
+                save_model(s.folder / "best", s.bare, s.tokenizer, pruner)
+            save_checkpoint(s.folder, s.args, parts, progress)
+    bar.close()
+    if handle is not None:
+        handle.detach()
+    return progress, teacher_eval
+
+
+def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> None:
+    """Look at the losses since the last look, and stop the run when they are no numbers."""
+    import torch
+
+    loss = float(torch.stack(losses).mean())
+    losses.clear()
+    if not math.isfinite(loss):
+        bar.close()
+        kept = f"the checkpoint of epoch {progress['epoch']} is kept" if progress["epoch"] else "nothing was saved yet"
+        raise PruningError(
+            f"loss: {loss} at step {progress['step']}; {kept}; lower --learning_rate or --distill_loss_weight"
+        )
+    sparsity = s.pruner.sparsity() if s.pruner else 0.0
+    progress["steps"].append({"step": progress["step"], "loss": loss, "sparsity": sparsity})
+    s.accelerator.log({"loss": loss, "sparsity": sparsity}, step=progress["step"])
+    bar.set_postfix_str(f"loss {loss:.4f}, sparsity {sparsity:.3f}", refresh=False)

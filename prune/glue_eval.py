@@ -1,0 +1,35 @@
+"""Evaluate a model on a task's validation sets."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+from trisparse.prune.glue_metrics import compute_metrics
+from trisparse.prune.glue_tasks import Task
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, task: Task, loaders: dict[str, DataLoader]
+) -> dict[str, float]:
+    """Metrics on the first set; those of a second one have its name behind them."""
+    results: dict[str, float] = {}
+    was_training = model.training
+    model.eval()
+    for number, (name, loader) in enumerate(loaders.items()):
+        predictions: list[float] = []
+        references: list[float] = []
+        for batch in loader:
+            inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
+            with accelerator.autocast():
+                logits = model(**inputs).logits.float()
+            answers = logits.squeeze(1) if task.is_regression else logits.argmax(1)
+            answers, labels = accelerator.gather_for_metrics((answers, batch["labels"]))
+            predictions += answers.tolist()
+            references += labels.tolist()
+        suffix = f"_{name.removeprefix('validation_')}" if number else ""
+        results |= {k + suffix: v for k, v in compute_metrics(task, predictions, references).items()}
+    model.train(was_training)
+    return results

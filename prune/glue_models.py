@@ -1,0 +1,84 @@
+"""Load the model, the teacher and the tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+from trisparse.prune.errors import PruningError
+from trisparse.prune.glue_args import ModelArguments
+from trisparse.prune.glue_tasks import Task
+
+
+def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
+    """The classifier at this path, and whether its head was in the checkpoint."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        trained_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+        if trained_head and config.num_labels != task.num_labels:
+            raise PruningError(
+                f"--{flag}: {path} answers with {config.num_labels} labels, {task.name} has {task.num_labels}; "
+                f"give a model that was trained on {task.name}, or one without a head"
+            )
+        config.num_labels = task.num_labels
+        if task.is_regression:
+            config.problem_type = "regression"
+        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype="float32")
+    except (OSError, ValueError) as error:
+        if isinstance(error, PruningError):
+            raise
+        raise PruningError(f"--{flag}: {path} can't be loaded: {' '.join(str(error).split())[:200]}") from None
+    return model, trained_head
+
+
+def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module | None, Any]:
+    """Student, teacher (None without distillation) and tokenizer.
+
+    Raises:
+        PruningError: a model can't be loaded, has other labels, or can't be a teacher.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    path = args.model_name_or_path
+    assert path is not None
+    model, trained_head = _load("model_name_or_path", path, task)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=not args.use_slow_tokenizer)
+    except (OSError, ValueError) as error:
+        raise PruningError(f"--model_name_or_path: {path} has no tokenizer: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise PruningError(f"--model_name_or_path: the tokenizer of {path} has no padding token")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if not args.distill_loss_weight:
+        return model, None, tokenizer
+
+    flag = "teacher_model_name_or_path" if args.teacher_model_name_or_path else "model_name_or_path"
+    teacher_path = args.teacher_model_name_or_path or path
+    teacher, teacher_head = _load(flag, teacher_path, task)
+    if not teacher_head:
+        raise PruningError(
+            f"--{flag}: {teacher_path} has no trained classification head to distil from; fine-tune it first "
+            "(without --do_prune and --distill_loss_weight)"
+        )
+    if args.distill_mode == "hidden" and not trained_head:
+        raise PruningError(
+            f"--model_name_or_path: {path} has no trained classification head, and matching hidden states never trains "
+            "one; start from the fine-tuned teacher, or use --distill_mode both"
+        )
+    mine, theirs = model.config.hidden_size, teacher.config.hidden_size
+    if args.distill_mode != "logits" and mine != theirs:
+        raise PruningError(
+            f"--distill_mode: {args.distill_mode!r} needs equal hidden sizes, the model has {mine} and the teacher "
+            f"{theirs}; use logits"
+        )
+    return model, teacher, tokenizer

@@ -1,0 +1,167 @@
+"""What a run leaves on disk, and how it goes on from there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from trisparse.prune.errors import PruningError
+from trisparse.prune.files import atomic_save, atomic_write
+from trisparse.prune.glue_args import GlueArguments
+
+CHECKPOINT = "checkpoint.pt"
+RESULTS = "all_results.json"
+_OURS = (CHECKPOINT, RESULTS, "best", "pruner.pt", "sparsity.json", "sparsity.png", "history.png", "history.json")
+# what may differ between a run and the one that goes on with it
+_FREE = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id",
+    "cache_teacher", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file",
+}  # fmt: skip
+
+
+def check_output_dir(args: GlueArguments) -> Path:
+    """The folder to write to.
+
+    Raises:
+        PruningError: it holds files, and neither --overwrite_output_dir nor a resume of that run was asked for.
+    """
+    t = args.training
+    assert t.output_dir is not None
+    folder = Path(t.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise PruningError(f"--output_dir: {folder} is a file")
+    resumes_here = t.resume_from_checkpoint and find_checkpoint(args).parent.resolve() == folder.resolve()
+    if folder.is_dir() and any(folder.iterdir()) and not (t.overwrite_output_dir or resumes_here):
+        raise PruningError(
+            f"--output_dir: {folder} holds another run; give --overwrite_output_dir to write over it, "
+            "--resume_from_checkpoint to go on with it, or another folder"
+        )
+    return folder
+
+
+def clear_old_run(folder: Path) -> None:
+    """Remove what an earlier run wrote, so that nothing of it is taken for the new one's."""
+    for name in _OURS:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def find_checkpoint(args: GlueArguments) -> Path:
+    """The checkpoint that --resume_from_checkpoint names.
+
+    Raises:
+        PruningError: there is none.
+    """
+    given = Path(args.training.resume_from_checkpoint or "")
+    path = given / CHECKPOINT if given.is_dir() else given
+    if not path.is_file():
+        raise PruningError(f"--resume_from_checkpoint: {given} is no checkpoint and holds no {CHECKPOINT}")
+    return path
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators that dropout draws from; the batches depend on seed and epoch alone."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to a `random_state()`."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+
+
+def save_checkpoint(folder: Path, args: GlueArguments, parts: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write checkpoint.pt: the state of all parts, the arguments, the progress, the random generators."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        "args": args.to_dict(),
+        "progress": progress,
+        "random": random_state(),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
+    atomic_save(folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def load_checkpoint(args: GlueArguments, parts: dict[str, Any], total_steps: int) -> dict[str, Any]:
+    """Restore all parts and the random generators; returns the progress.
+
+    Raises:
+        PruningError: the file is damaged, of a run with other arguments, or of one that has ended.
+    """
+    path = find_checkpoint(args)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved = state["args"]
+    except Exception as error:
+        raise PruningError(f"--resume_from_checkpoint: {path} is damaged: {str(error).splitlines()[0]}") from None
+    for key, value in args.to_dict().items():
+        if key not in _FREE and saved.get(key) != value:
+            raise PruningError(
+                f"--resume_from_checkpoint: {path} is of another run: it had --{key} {saved.get(key)}, this one "
+                f"has {value}; resume with the same arguments"
+            )
+    if set(state["parts"]) != set(parts):
+        raise PruningError(f"--resume_from_checkpoint: {path} is of another kind of run")
+    step = state["progress"]["step"]
+    if step >= total_steps:
+        raise PruningError(f"--resume_from_checkpoint: that run ended at step {step} of {total_steps}; nothing is left")
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    set_random_state(state["random"])
+    return state["progress"]
+
+
+def save_model(folder: Path, model: Any, tokenizer: Any, pruner: Any) -> None:
+    """Save dense weights with zeros, tokenizer and pruner state; complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{uuid.uuid4().hex}", dir=folder.parent))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if pruner is not None:
+            torch.save(pruner.state_dict(), temporary / "pruner.pt")
+        folder.mkdir(exist_ok=True)
+        for path in temporary.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def save_results(folder: Path, results: dict[str, Any], history: dict[str, Any]) -> None:
+    """Write all_results.json and history.json."""
+    atomic_write(folder / "history.json", json.dumps(history) + "\n")
+    atomic_write(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def push_to_hub(folder: Path, args: GlueArguments) -> str:
+    """Upload model, tokenizer and results; returns the repository's address.
+
+    Raises:
+        PruningError: the hub refuses or can't be reached.
+    """
+    from huggingface_hub import HfApi
+
+    t = args.training
+    assert t.hub_model_id is not None
+    try:
+        api = HfApi(token=t.hub_token)
+        url = api.create_repo(t.hub_model_id, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=folder, ignore_patterns=[CHECKPOINT, "best/*"],
+            commit_message="Upload of trisparse-glue",
+        )  # fmt: skip
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PruningError(
+            f"--push_to_hub: {t.hub_model_id} was not uploaded: {reason}; the run is in {folder}"
+        ) from None
+    return str(url)

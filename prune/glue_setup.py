@@ -1,0 +1,126 @@
+"""Everything a run is made of, before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from trisparse.prune.distill import Teacher
+from trisparse.prune.errors import PruningError
+from trisparse.prune.glue_args import TRACKERS, GlueArguments, TrainingArguments
+from trisparse.prune.glue_data import EpochSampler, load_splits, make_loader, tokenize
+from trisparse.prune.glue_models import load_models
+from trisparse.prune.glue_output import check_output_dir, clear_old_run
+from trisparse.prune.glue_plan import Plan, make_plan
+from trisparse.prune.glue_tasks import Task, find_task
+from trisparse.prune.pruner import Pruner
+
+
+@dataclass
+class Setup:
+    """A run, ready to start. `bare` is the model inside `model`'s wrappers; `pruner` is None for a dense run."""
+
+    args: GlueArguments
+    task: Task
+    folder: Path
+    accelerator: Accelerator
+    bare: Any
+    model: nn.Module
+    optimizer: Any
+    tokenizer: Any
+    teacher: Teacher | None
+    pruner: Pruner | None
+    train_loader: DataLoader
+    sampler: EpochSampler
+    validation: dict[str, DataLoader]
+    plan: Plan
+
+
+def set_up(args: GlueArguments) -> Setup:
+    """Load data and models, check them against each other, and only then touch the output folder.
+
+    Raises:
+        PruningError: whatever the user can mend.
+    """
+    d, t = args.data, args.training
+    task = find_task(d.task_name)
+    folder = check_output_dir(args)
+    splits = load_splits(d, task)
+    accelerator = _accelerator(t)
+    set_seed(t.seed)
+    bare, teacher_model, tokenizer = load_models(args.model, task)
+
+    features = {name: tokenize(rows, task, tokenizer, d.max_length) for name, rows in splits.items()}
+    train = features.pop("train")
+    lengths = [len(row["input_ids"]) for row in train]
+    sampler = EpochSampler(lengths, t.seed, d.per_device_train_batch_size, d.group_by_length)
+    optimizer = make_optimizer(bare, t.learning_rate, t.weight_decay, args.pruning.do_prune)
+    model, optimizer, train_loader = accelerator.prepare(
+        bare, optimizer, make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler)
+    )
+    evaluation = d.per_device_eval_batch_size
+    validation = {k: accelerator.prepare(make_loader(v, tokenizer, d, evaluation)) for k, v in features.items()}
+    plan = make_plan(args, len(train_loader))
+    pruner = make_pruner(args, bare, model, plan) if plan.window is not None else None
+
+    if t.resume_from_checkpoint is None and accelerator.is_main_process:
+        clear_old_run(folder)
+    teacher = None
+    if teacher_model is not None:
+        teacher = Teacher(teacher_model.to(accelerator.device))
+        if args.model.cache_teacher:
+            by_length = sorted(train, key=lambda row: len(row["input_ids"]))
+            loader = make_loader(by_length, tokenizer, d, evaluation)
+            bar = tqdm(loader, desc="teacher", unit="batch", disable=not accelerator.is_main_process)
+            with accelerator.autocast():
+                teacher.fill_cache({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar)
+    return Setup(
+        args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, train_loader, sampler,
+        validation, plan,
+    )  # fmt: skip
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float, prunes: bool) -> torch.optim.AdamW:
+    """AdamW with every trainable parameter in exactly one group; vectors (biases, norms) do not decay.
+
+    With pruning the betas are (0.9, 0.9): the second moment forgets as fast as the scores do.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.9) if prunes else (0.9, 0.999))
+
+
+def make_pruner(args: GlueArguments, bare: Any, model: nn.Module, plan: Plan) -> Pruner:
+    """Prune inside the base model only, and never the pooler: under distillation neither it nor the head may change."""
+    assert plan.window is not None
+    outside = [rf"^(?!{bare.base_model_prefix}\.)"] if bare.base_model is not bare else []
+    return Pruner(model, args.pruning_config(plan.window).excluding(*outside, r"(^|\.)pooler(\.|$)"))
+
+
+def _accelerator(t: TrainingArguments) -> Accelerator:
+    packages = TRACKERS[t.report_to]
+    if packages and not any(find_spec(package) for package in packages):
+        raise PruningError(f"--report_to: {t.report_to} is not installed; pip install {packages[0]}")
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=t.gradient_accumulation_steps,
+            mixed_precision=t.mixed_precision,
+            log_with=t.report_to if packages else None,
+            project_dir=t.output_dir if packages else None,
+        )
+    except ValueError as error:
+        raise PruningError(f"--mixed_precision: {t.mixed_precision}: {str(error).splitlines()[0]}") from None
+    if packages:
+        accelerator.init_trackers("trisparse")
+    return accelerator

@@ -1,0 +1,337 @@
+"""The GLUE loop on a tiny BERT: what it writes, that it resumes, and what it refuses."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from trisparse.prune.demo import make_model
+from trisparse.prune.demo_data import write_task
+from trisparse.prune.glue import main, run
+from trisparse.prune.glue_args import parse_arguments
+from trisparse.prune.glue_tasks import TASKS
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder with data/, init/ (no head) and dense/ (fine-tuned)."""
+    root = tmp_path_factory.mktemp("glue")
+    write_task(root / "data", "mrpc", train=96, validation=40)
+    make_model(root / "init")
+    glue(root, "init", "dense", "--num_train_epochs", "1")
+    glue(root, "init", "other", "--num_train_epochs", "1", "--seed", "7")
+    return root
+
+
+def argv(root, model, out, *flags):
+    return [
+        "--model_name_or_path", str(root / model), "--task_name", "mrpc", "--dataset_dir", str(root / "data"),
+        "--output_dir", str(root / out), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3", *flags,
+    ]  # fmt: skip
+
+
+def glue(root, model, out, *flags):
+    return run(parse_arguments(argv(root, model, out, *flags)))
+
+
+def weights(folder):
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+def test_a_dense_run_leaves_everything(world):
+    folder = world / "dense"
+    results = json.loads((folder / "all_results.json").read_text())
+    assert {
+        "task", "pattern", "target_sparsity", "eval", "best_eval", "teacher_eval", "sparsity", "pattern_verified",
+        "epochs", "train_seconds", "steps_per_second", "device", "versions",
+    } <= set(results)  # fmt: skip
+    assert (results["task"], results["pattern"], results["epochs"]) == ("mrpc", "dense", 1.0)
+    assert set(results["eval"]) == {"accuracy", "f1"}
+    assert set(results["sparsity"]) == {"pruned_layers", "matmul_gemm_conv", "all_parameters"}
+    names = {p.name for p in folder.iterdir()}
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "best",
+        "checkpoint.pt",
+        "history.png",
+        "history.json",
+    } <= names
+    assert not {n for n in names if n.startswith(".")}
+    assert (folder / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert weights(folder).keys() == weights(folder / "best").keys()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target", "extra"),
+    [
+        ("2:4", 0.5, []),
+        ("4x1", 0.9, ["--distill_mode", "both", "--cache_teacher"]),
+        ("1xchannel", 0.6, ["--pruning_type", "snip_momentum_progressive", "--group_by_length"]),
+        (
+            "1x1",
+            0.8,
+            [
+                "--distill_mode",
+                "logits",
+                "--gradient_accumulation_steps",
+                "2",
+                "--pad_to_max_length",
+                "--max_length",
+                "24",
+            ],
+        ),
+    ],
+)
+def test_pruned_runs(world, pattern, target, extra):
+    results = glue(
+        world, "dense", "pruned", "--overwrite_output_dir", "--do_prune", "--pruning_pattern", pattern, "--target_sparsity",
+        str(target), "--num_train_epochs", "2", "--cooldown_epochs", "0.5", "--distill_loss_weight", "2", *extra,
+    )  # fmt: skip
+    assert results["pattern_verified"]
+    assert results["complete"]
+    assert results["sparsity"]["pruned_layers"] == pytest.approx(target, abs=0.005)
+    assert results["teacher_eval"] == results["best_eval"] or set(results["teacher_eval"]) == {"accuracy", "f1"}
+    state = weights(world / "pruned")
+    zeros = {name for name, w in state.items() if w.dim() == 2 and (w == 0).float().mean() > 0.05}
+    assert zeros
+    assert all(name.startswith("bert.encoder.") for name in zeros), "pooler, head and embeddings stay dense"
+    assert (world / "pruned" / "sparsity.png").read_bytes().startswith(b"\x89PNG")
+    pruner_state = torch.load(world / "pruned" / "pruner.pt", weights_only=True)
+    assert pruner_state["step_count"] == results["steps"]["total_steps"]
+    history = json.loads((world / "pruned" / "history.json").read_text())
+    assert history["steps"][-1]["sparsity"] == pytest.approx(target, abs=0.005)
+
+
+def test_the_mixed_recipe(world):
+    results = glue(
+        world,
+        "dense",
+        "mixed",
+        "--do_prune",
+        "--pruning_config",
+        "mixed",
+        "--num_train_epochs",
+        "1",
+        "--distill_loss_weight",
+        "2",
+    )
+    assert results["pattern"] == "1x1 + 4x1"
+    report = json.loads((world / "mixed" / "sparsity.json").read_text())
+    local = [row["sparsity"] for row in report["layers"] if row["pattern"] == "1x1"]
+    assert local == pytest.approx([0.9] * len(local), abs=1e-3)
+    others = [row["sparsity"] for row in report["layers"] if row["pattern"] == "4x1"]
+    assert all(0.5 - 0.02 <= s <= 0.98 + 1e-9 for s in others)
+    assert report["pattern_verified"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--cache_teacher", "--group_by_length"]])
+def test_resuming_equals_not_having_stopped(world, monkeypatch, extra):
+    from trisparse.prune import glue_output
+
+    flags = [
+        "--do_prune", "--pruning_pattern", "4x1", "--pruning_frequency", "3", "--num_train_epochs", "3", "--cooldown_epochs", "1",
+        "--distill_loss_weight", "2", "--lr_scheduler_type", "linear", "--overwrite_output_dir", *extra,
+    ]  # fmt: skip
+    whole = glue(world, "dense", "whole", *flags)
+    save = glue_output.save_checkpoint
+
+    def die_after_saving(folder, args, parts, progress):
+        save(folder, args, parts, progress)
+        if progress["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(glue_output, "save_checkpoint", die_after_saving)
+    with pytest.raises(KeyboardInterrupt):
+        glue(world, "dense", "halves", *flags)
+    monkeypatch.setattr(glue_output, "save_checkpoint", save)
+    halves = glue(world, "dense", "halves", *flags, "--resume_from_checkpoint", str(world / "halves"))
+    assert halves["eval"] == whole["eval"]
+    assert halves["best_eval"] == whole["best_eval"]
+    for folder in ("", "best"):
+        one, two = weights(world / "whole" / folder), weights(world / "halves" / folder)
+        assert all(torch.equal(one[k], two[k]) for k in one)
+    histories = [json.loads((world / f / "history.json").read_text()) for f in ("whole", "halves")]
+    assert histories[0] == histories[1]
+    refused = [*argv(world, "dense", "halves", *flags), "--resume_from_checkpoint", str(world / "halves")]
+    assert main(refused) == 2, "nothing is left to do"
+    shutil.rmtree(world / "halves")
+
+
+def test_a_checkpoint_of_another_run_is_refused(world, capsys):
+    flags = [
+        "--num_train_epochs",
+        "1",
+        "--resume_from_checkpoint",
+        str(world / "dense"),
+        "--output_dir",
+        str(world / "elsewhere"),
+    ]
+    assert main([*argv(world, "init", "x", *flags), "--learning_rate", "2e-3"]) == 2
+    assert (
+        "is of another run: it had --learning_rate 0.001, this one has 0.002; resume with the same"
+        in capsys.readouterr().err
+    )
+    (world / "broken").mkdir()
+    (world / "broken" / "checkpoint.pt").write_bytes((world / "dense" / "checkpoint.pt").read_bytes()[:5000])
+    assert main([*argv(world, "init", "x", *flags), "--resume_from_checkpoint", str(world / "broken")]) == 2
+    assert "checkpoint.pt is damaged" in capsys.readouterr().err
+    assert main([*argv(world, "init", "x", *flags), "--resume_from_checkpoint", str(world / "data")]) == 2
+    assert "is no checkpoint and holds no checkpoint.pt" in capsys.readouterr().err
+    assert not (world / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("mode", ["hidden", "both"])
+def test_the_teacher_cache_changes_no_first_loss(world, mode):
+    losses = []
+    for extra in ([], ["--cache_teacher"]):
+        glue(
+            world, "other", "cache", "--overwrite_output_dir", "--max_train_steps", "1", "--distill_loss_weight", "1",
+            "--distill_mode", mode, "--teacher_model_name_or_path", str(world / "dense"), *extra,
+        )  # fmt: skip
+        (first,) = json.loads((world / "cache" / "history.json").read_text())["steps"]
+        losses.append(first["loss"])
+    assert losses[0] > 1e-3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_nan_loss_stops_and_keeps_the_checkpoint(world, capsys, monkeypatch):
+    import transformers
+
+    def explode(name, optimizer, warmup, total):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 14 else 1e36)
+
+    monkeypatch.setattr(transformers, "get_scheduler", explode)
+    assert main(argv(world, "init", "nan", "--num_train_epochs", "3")) == 2
+    err = capsys.readouterr().err
+    assert "error: loss: nan at step" in err
+    assert "the checkpoint of epoch 1 is kept; lower --learning_rate" in err
+    assert not (world / "nan" / "all_results.json").exists()
+    state = torch.load(world / "nan" / "checkpoint.pt", weights_only=True)
+    assert all(w.isfinite().all() for w in state["parts"]["model"].values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_all_nine_tasks(world, tmp_path, name):
+    task = TASKS[name]
+    rows = [
+        {
+            **dict.fromkeys(task.columns, f"the film was {w}"),
+            "label": (i * 1.25 if task.is_regression else i % task.num_labels),
+        }
+        for i, w in enumerate(["dull", "bright", "rich", "stale"] * 2)
+    ]
+    text = "\n".join(json.dumps(row) for row in rows)
+    for split in ("train", task.validation, *([task.also_validation] if task.also_validation else [])):
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    results = run(parse_arguments([
+        "--model_name_or_path", str(world / "init"), "--task_name", name.upper(), "--dataset_dir", str(tmp_path), "--output_dir",
+        str(tmp_path / "out"), "--max_train_steps", "1", "--do_prune", "--pruning_pattern", "2:4",
+    ]))  # fmt: skip
+    want = set(task.metrics) | ({"accuracy_mismatched"} if name == "mnli" else set())
+    assert set(results["eval"]) == want
+    assert all(math.isfinite(v) for v in results["eval"].values())
+    assert results["sparsity"]["pruned_layers"] == 0.5
+
+
+def test_every_trainable_parameter_is_in_one_group_of_the_optimizer(world):
+    from transformers import AutoModelForSequenceClassification
+    from trisparse.prune.glue_setup import make_optimizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(world / "dense")
+    for prunes, betas in ((True, (0.9, 0.9)), (False, (0.9, 0.999))):
+        optimizer = make_optimizer(model, 1e-3, 0.1, prunes)
+        assert optimizer.defaults["betas"] == betas
+        listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(listed) == sorted(id(p) for p in model.parameters())
+        decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+        assert id(model.classifier.weight) in decays
+        assert id(model.classifier.bias) not in decays
+        assert id(model.bert.embeddings.LayerNorm.weight) not in decays
+
+
+def test_a_collapsed_model_is_called_so(world):
+    results = glue(world, "init", "collapsed", "--max_train_steps", "1", "--learning_rate", "1e-9")
+    majority = 0.5 + 0.02
+    if results["eval"]["accuracy"] <= majority:
+        assert any(note.startswith("collapsed: accuracy") for note in results["notes"])
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, capsys):
+    def refused(*flags, model="init", message, data=None):
+        base = argv(world, model, "refused", *flags)
+        if data is not None:
+            base += ["--dataset_dir", str(data)]
+        assert main(base) == 2
+        captured = capsys.readouterr()
+        (line,) = captured.err.strip().splitlines()
+        assert line.startswith("trisparse-glue: error: ")
+        assert message in line
+        assert not (world / "refused").exists()
+
+    def data(**files):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name.replace("__", ".")).write_text(text)
+        return folder
+
+    good = '{"sentence1": "a", "sentence2": "b", "label": 1}\n'
+    refused(message="holds no train as .jsonl", data=data())
+    refused(message="train.jsonl: line 2: is no JSON", data=data(train__jsonl=good + "{oops\n", validation__jsonl=good))
+    refused(
+        message="line 1: column 'sentence2' is missing",
+        data=data(train__jsonl='{"sentence1": "a"}', validation__jsonl=good),
+    )
+    refused(
+        message="line 2: label 7 is none of mrpc's; want 0 to 1",
+        data=data(train__jsonl=good + good.replace("1}", "7}"), validation__jsonl=good),
+    )
+    refused(
+        message="line 1: column 'sentence1': want text, got 3",
+        data=data(train__jsonl=good.replace('"a"', "3"), validation__jsonl=good),
+    )
+    refused(
+        message="validation.csv: line 3: want 3 columns",
+        data=data(train__jsonl=good, validation__csv="sentence1,sentence2,label\na,b,1\na,b\n"),
+    )
+    refused(message="train.jsonl: holds no examples", data=data(train__jsonl="", validation__jsonl=good))
+    refused(message="is no parquet file", data=data(train__parquet="no", validation__jsonl=good))
+    refused("--do_prune", "--pruning_pattern", "5x1", message="pattern: 5x1 does not divide")
+    refused(
+        "--do_prune",
+        "--pruning_pattern",
+        "4x1",
+        "--num_train_epochs",
+        "2",
+        "--cooldown_epochs",
+        "3",
+        message="pruning would start at step 1 and end at -12",
+    )
+    refused("--distill_loss_weight", "1", message="has no trained classification head to distil from")
+    refused(
+        "--distill_loss_weight",
+        "1",
+        "--teacher_model_name_or_path",
+        str(world / "dense"),
+        message="matching hidden states never trains one",
+    )
+    refused("--task_name", "stsb", model="dense", message="answers with 2 labels, stsb has 1")
+    refused(model="nowhere", message="can't be loaded")
+    refused("--mixed_precision", "fp16", message="--mixed_precision: fp16")
+
+
+def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys):
+    assert main(argv(world, "init", "dense")) == 2
+    assert "holds another run; give --overwrite_output_dir" in capsys.readouterr().err
+    glue(world, "dense", "again", "--max_train_steps", "1", "--do_prune", "--pruning_pattern", "2:4")
+    assert (world / "again" / "pruner.pt").exists()
+    glue(world, "dense", "again", "--max_train_steps", "1", "--overwrite_output_dir")
+    assert not (world / "again" / "pruner.pt").exists()
+    assert not (world / "again" / "sparsity.png").exists()

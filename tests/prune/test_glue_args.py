@@ -1,0 +1,151 @@
+"""The command line: every mistake one line, before anything heavy is imported."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from trisparse.prune.glue_args import parse_arguments
+from trisparse.prune.glue_plan import make_plan
+
+from trisparse import PruningError
+
+BASE = ["--model_name_or_path", "m", "--task_name", "mrpc", "--output_dir", "o"]
+PRUNE = [*BASE, "--do_prune"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--task_name", "mrpc", "--output_dir", "o"], "--model_name_or_path: missing"),
+        (["--model_name_or_path", "m", "--output_dir", "o"], "--task_name: missing; want one of cola"),
+        ([*BASE, "--task_name", "mrcp"], "--task_name: 'mrcp' is not one of .*did you mean 'mrpc'"),
+        ([*BASE, "--learning_rat_e", "3"], r"--learning_rat_e: unknown argument; did you mean --learning_rate\?"),
+        ([*BASE, "--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        ([*BASE, "--learning_rate", "0"], "--learning_rate: want a number above 0, got 0.0"),
+        ([*BASE, "--max_train_steps", "0"], "--max_train_steps: want at least 1, got 0"),
+        ([*BASE, "--distill_mode", "logit"], "--distill_mode: 'logit' is not one of hidden, logits, both; did you mean 'logits'"),
+        ([*BASE, "--lr_scheduler_type", "const"], "--lr_scheduler_type: 'const' is not one of"),
+        ([*BASE, "--mixed_precision", "fp8"], "--mixed_precision: 'fp8' is not one of no, bf16, fp16"),
+        ([*BASE, "--report_to", "mlflow"], "--report_to: 'mlflow' is not one of"),
+        ([*BASE, "--push_to_hub"], "--push_to_hub: needs --hub_model_id"),
+        ([*BASE, "--dataset_dir", "/nowhere"], "--dataset_dir: /nowhere is no folder"),
+        ([*BASE, "--train_file", "t.jsonl"], "--train_file: needs --validation_file or --dataset_dir"),
+        ([*BASE, "--train_file", "t.txt", "--validation_file", "v.txt"], "--train_file: t.txt is no file"),
+        ([*PRUNE, "--pruning_pattern", "2;4"], "pattern: '2;4' is not known .*|pattern: '2;4' is not known"),
+        ([*PRUNE, "--pruning_pattern", "2:4", "--target_sparsity", "0.9"], "target_sparsity: 0.9 is out of reach for 2:4"),
+        ([*PRUNE, "--pruning_type", "snp"], "pruning_type: 'snp' is not one of .*did you mean 'snip'"),
+        ([*PRUNE, "--pruning_frequency", "0"], "--pruning_frequency: want at least 1, or -1"),
+        ([*PRUNE, "--cooldown_epochs", "-1"], "--cooldown_epochs: want at least 0"),
+        ([*PRUNE, "--pruning_config", "mixd"], "mixd: no such file, and no recipe of that name .*did you mean 'mixed'"),
+        ([*PRUNE, "--pruning_config", "mixed", "--pruning_pattern", "2:4"], "pattern: '2:4' has no effect: every group of"),
+        ([*BASE, "--task_name", "stsb", "--distill_loss_weight", "1", "--distill_mode", "logits"], "--distill_mode: 'logits' needs classes"),
+    ],
+)  # fmt: skip
+def test_mistakes(argv, message):
+    with pytest.raises(PruningError, match=message) as caught:
+        parse_arguments(argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_typo_answers_in_one_line_within_three_seconds():
+    began = time.perf_counter()
+    result = subprocess.run(["trisparse-glue", *BASE, "--pruning_patern", "2:4"], capture_output=True, text=True)
+    assert time.perf_counter() - began < 3
+    assert result.returncode == 2
+    assert (
+        result.stderr == "trisparse-glue: error: --pruning_patern: unknown argument; did you mean --pruning_pattern?\n"
+    )
+    assert result.stdout == ""
+
+
+def test_checking_arguments_imports_no_torch():
+    code = f"import sys; from trisparse.prune.glue_args import parse_arguments; parse_arguments({PRUNE}); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout == "False\n"
+
+
+def test_booleans_and_abbreviations():
+    assert parse_arguments(PRUNE).pruning.do_prune is True
+    assert parse_arguments([*BASE, "--do_prune", "False"]).pruning.do_prune is False
+    assert parse_arguments([*BASE, "--max_len", "64", "--pad_to"]).data.max_length == 64
+    assert parse_arguments([*BASE, "--overwrite_output_dir"]).training.overwrite_output_dir is True
+
+
+RECIPES = {
+    "dense": "--max_length 128 --per_device_train_batch_size 16 --learning_rate 5e-5 --num_train_epochs 5 --weight_decay 5e-5",
+    "2:4": "--max_length 128 --per_device_train_batch_size 16 --learning_rate 1e-3 --num_train_epochs 15 --weight_decay 1e-3 "
+    "--cooldown_epochs 5 --sparsity_warm_epochs 1 --lr_scheduler_type constant --distill_loss_weight 5 --do_prune "
+    "--target_sparsity 0.5 --pruning_pattern 2:4 --pruning_frequency 50",
+    "4x1": "--max_length 128 --per_device_train_batch_size 16 --learning_rate 1e-3 --num_train_epochs 15 --weight_decay 1e-3 "
+    "--cooldown_epochs 5 --sparsity_warm_epochs 1 --lr_scheduler_type constant --distill_loss_weight 5 --do_prune "
+    "--target_sparsity 0.9 --pruning_pattern 4x1 --pruning_frequency 50",
+    "1xchannel": "--max_length 128 --per_device_train_batch_size 16 --learning_rate 1e-3 --num_train_epochs 15 --weight_decay 1e-3 "
+    "--cooldown_epochs 5 --sparsity_warm_epochs 1 --lr_scheduler_type constant --distill_loss_weight 5 --do_prune "
+    "--target_sparsity 0.9 --pruning_pattern 1xchannel --pruning_frequency 50 --pruning_type snip_momentum_progressive",
+    "distilbert": "--max_length 256 --pad_to_max_length --per_device_train_batch_size 16 --learning_rate 1e-4 --num_train_epochs 120 "
+    "--weight_decay 0 --cooldown_epochs 40 --sparsity_warm_epochs 1 --lr_scheduler_type constant --distill_loss_weight 2 "
+    "--do_prune --target_sparsity 0.9 --pruning_pattern 4x1 --pruning_frequency 50",
+    "mixed": "--max_length 128 --per_device_train_batch_size 16 --learning_rate 1e-3 --num_train_epochs 15 --weight_decay 1e-3 "
+    "--cooldown_epochs 5 --sparsity_warm_epochs 1 --lr_scheduler_type constant --distill_loss_weight 5 --do_prune "
+    "--target_sparsity 0.9 --pruning_config mixed",
+}
+MRPC_BATCHES = 230
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "total"),
+    [
+        ("dense", None, 1150),
+        ("2:4", (230, 2300, 50), 3450),
+        ("4x1", (230, 2300, 50), 3450),
+        ("1xchannel", (230, 2300, 50), 3450),
+        ("distilbert", (230, 18400, 50), 27600),
+        ("mixed", (230, 2300, 51), 3450),
+    ],
+)
+def test_recipes_resolve(name, window, total):
+    args = parse_arguments([*BASE, *RECIPES[name].split()])
+    plan = make_plan(args, MRPC_BATCHES)
+    assert plan.total_steps == total
+    assert (tuple(plan.window.values()) if plan.window else None) == window
+    if window:
+        groups = args.pruning_config(plan.window).groups
+        assert all(group.window == window for group in groups)
+        assert [group.is_progressive for group in groups] == [name == "1xchannel"] * len(groups)
+    if name == "mixed":
+        assert [(str(g.pattern), g.pruning_scope, g.min_sparsity_ratio_per_op) for g in groups] == [
+            ("1x1", "local", 0),
+            ("4x1", "global", 0.5),
+        ]
+
+
+def test_the_window():
+    def plan(extra, batches=100):
+        return make_plan(parse_arguments([*PRUNE, *extra.split()]), batches)
+
+    assert plan("--num_train_epochs 2").window == {"start_step": 1, "end_step": 200, "pruning_frequency": 5}
+    assert plan("--num_train_epochs 2 --gradient_accumulation_steps 3").steps_per_epoch == 34
+    assert plan("--num_train_epochs 2 --sparsity_warm_epochs 0.5 --cooldown_epochs 0.25").window["end_step"] == 175
+    assert plan("--max_train_steps 30").window == {"start_step": 1, "end_step": 30, "pruning_frequency": 1}
+    assert plan("--max_train_steps 30 --num_train_epochs 5").total_steps == 30
+    with pytest.raises(
+        PruningError, match=r"--sparsity_warm_epochs 2, --cooldown_epochs 2: .* --num_train_epochs must be at least 4"
+    ):
+        plan("--num_train_epochs 3 --sparsity_warm_epochs 2 --cooldown_epochs 2")
+
+
+def test_what_wins_over_what(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "start_step: 7\nend_step: 77\npattern: 8x1\npruning_configs:\n- {op_names: [a]}\n- {op_names: [b], pattern: 1x1}\n"
+    )
+    window = {"start_step": 1, "end_step": 200, "pruning_frequency": 5}
+    groups = parse_arguments([*PRUNE, "--pruning_config", str(path)]).pruning_config(window).groups
+    assert [g.window for g in groups] == [(7, 77, 5)] * 2, "the file's own window stands where no flag speaks"
+    args = parse_arguments(
+        [*PRUNE, "--pruning_config", str(path), "--cooldown_epochs", "1", "--pruning_pattern", "2x1"]
+    )
+    groups = args.pruning_config(window).groups
+    assert [g.end_step for g in groups] == [200, 200]
+    assert [str(g.pattern) for g in groups] == ["2x1", "1x1"]
+    assert [g.pruning_op_types for g in groups] == [("Linear",)] * 2

@@ -1,0 +1,17 @@
+"""The console scripts."""
+
+import sys
+
+
+def glue() -> None:
+    """`trisparse-glue`: fine-tune, prune and distil on a GLUE task."""
+    from trisparse.prune.glue import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+def demo() -> None:
+    """`trisparse-demo`: the whole thing on a task of our own making."""
+    from trisparse.prune.demo import main
+
+    sys.exit(main(sys.argv[1:]))
