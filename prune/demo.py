@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -24,11 +23,9 @@ _BAG_OF_WORDS_MOST = 0.6
 # pattern, target sparsity, most accuracy that may be lost
 _PATTERNS = (("2:4", 0.5, 0.05), ("4x1", 0.9, 0.05), ("1xchannel", 0.6, 0.1))
 _COMMON = ["--per_device_train_batch_size", "64", "--per_device_eval_batch_size", "250", "--overwrite_output_dir"]
-_DENSE = {"sst2": 2.0, "mrpc": 7.0}  # epochs
-_PRUNE = [
-    "--learning_rate", "1e-3", "--lr_scheduler_type", "linear", "--num_train_epochs", "3", "--cooldown_epochs", "1",
-    "--do_prune", "--distill_loss_weight", "2", "--distill_mode", "both",
-]  # fmt: skip
+# epochs of the dense run, of a pruned run, and of its cool-down
+_EPOCHS = {"sst2": ("1", "2", "0.5"), "mrpc": ("4", "3", "1")}
+_PRUNE = ["--learning_rate", "1e-3", "--do_prune", "--distill_loss_weight", "2", "--distill_mode", "both"]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,10 +45,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """All rows of the table, and the promises that were missed."""
-    shutil.rmtree(out, ignore_errors=True)
     rows: list[dict[str, Any]] = []
     missed: list[str] = []
-    for task, epochs in _DENSE.items():
+    for task, (dense_epochs, epochs, cooldown) in _EPOCHS.items():
         data = out / "data" / task
         write_task(data, task, _TRAIN, _VALIDATION)
         bag = bag_of_words(data)
@@ -59,7 +55,7 @@ def run(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
         if task == "mrpc" and bag > _BAG_OF_WORDS_MOST:
             missed.append(f"{task}: a bag of words gets {bag:.3f}, more than {_BAG_OF_WORDS_MOST}")
         make_model(out / "init")
-        flags = ["--learning_rate", "1e-3", "--num_warmup_steps", "100", "--num_train_epochs", str(epochs)]
+        flags = ["--learning_rate", "1e-3", "--num_warmup_steps", "100", "--num_train_epochs", dense_epochs]
         dense = _glue(task, data, out / "init", out / f"{task}-dense", flags)
         accuracy = dense["eval"]["accuracy"]
         rows.append(dense | {"bag_of_words": bag})
@@ -67,6 +63,7 @@ def run(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
             missed.append(f"{task}: the dense model gets {accuracy:.3f}, less than {_DENSE_LEAST}")
         for pattern, target, most in _PATTERNS:
             flags = [*_PRUNE, "--pruning_pattern", pattern, "--target_sparsity", str(target)]
+            flags += ["--num_train_epochs", epochs, "--cooldown_epochs", cooldown]
             row = _glue(task, data, out / f"{task}-dense", out / f"{task}-{pattern.replace(':', '-')}", flags)
             rows.append(row)
             lost = accuracy - row["eval"]["accuracy"]
@@ -89,9 +86,9 @@ def make_model(folder: Path) -> None:
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocab), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-        max_position_embeddings=64, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=64, initializer_range=0.15, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     BertModel(config).save_pretrained(folder)
 
 
