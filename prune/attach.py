@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layers import Layer
 
 if TYPE_CHECKING:
     from trisparse.prune.pruner import Pruner
@@ -34,17 +33,35 @@ class Attachment:
         self._optimizer = innermost(optimizer)
         self._steps_seen = 0
         self._skips = False
-        self._group_of = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
-        missing = [layer.name for layer in pruner.layers if id(layer.weight) not in self._group_of]
+        held = self._learning_rates()
+        missing = [layer.name for layer in pruner.layers if id(layer.weight) not in held]
         if missing:
             raise PruningError(
                 f"attach: {type(self._optimizer).__name__} does not hold {', '.join(missing)}; "
                 "build it over the parameters of the model that the Pruner was given"
             )
+        self._check_alone()
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
         ]
+
+    def _check_alone(self) -> None:
+        """Two Pruners would each undo what the other keeps."""
+        mine = {id(layer.weight) for layer in self._pruner.layers}
+        for hook in self._optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Attachment):
+                for layer in other._pruner.layers:
+                    if id(layer.weight) in mine:
+                        raise PruningError(
+                            f"attach: another Pruner on this {type(self._optimizer).__name__} prunes {layer.name} "
+                            "already; detach() it first"
+                        )
+
+    def _learning_rates(self) -> dict[int, float]:
+        """By id of the parameter; read anew, since loading an optimizer's state replaces its groups."""
+        return {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -61,17 +78,18 @@ class Attachment:
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._skips:
-            self._pruner.step(lr=self._lr)
+            shrinks = any(group.reg_type is not None for group in self._pruner.config.groups)
+            rates = self._learning_rates() if shrinks else {}
+            self._pruner.step(lr=lambda layer: rates[id(layer.weight)])
         self._steps_seen += 1
-
-    def _lr(self, layer: Layer) -> float:
-        return float(self._group_of[id(layer.weight)]["lr"])
 
     def detach(self) -> None:
         """Remove the hooks; the masks stay as they are, and are no longer held."""
         for handle in self._handles:
             handle.remove()
-        self._pruner._attached = None
+        if self._pruner._attached is self:
+            self._pruner._attached = None
+            self._pruner._observed = False  # a step that broke off between the hooks is forgotten
 
     def __enter__(self) -> Attachment:
         return self

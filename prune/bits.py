@@ -20,5 +20,5 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(bits: Tensor, like: Tensor) -> Tensor:
     """The mask that was packed, with the shape and device of `like`."""
-    flat = (bits[:, None] & torch.tensor(_WEIGHTS, dtype=torch.uint8)).ne(0).flatten()
+    flat = (bits.cpu()[:, None] & torch.tensor(_WEIGHTS, dtype=torch.uint8)).ne(0).flatten()
     return flat[: like.numel()].view(like.shape).to(like.device)

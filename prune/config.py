@@ -18,6 +18,8 @@ SCOPES = ("global", "local")
 OP_TYPES = ("Conv", "Linear")
 REDUCTIONS = ("mean", "sum", "max")
 DEFAULT_TARGET = 0.9
+# what a pattern_lock has no use for
+SCHEDULE_KEYS = ("start_step", "end_step", "pruning_frequency", "target_sparsity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class GroupConfig:
         criterion_reduce_type: `mean`, `sum` or `max` of the weights' scores in a unit.
         reg_type: None or `group_lasso`, which shrinks whole units from start to end.
         reg_coeff: strength of `reg_type`.
-        lock_init_sparsity: units that are zero at the start count as pruned.
+        lock_init_sparsity: what is zero at the start stays zero; units that are (for N:M, groups with at most N
+            nonzero weights) count as pruned.
         exclude_head: leave the model's last layer, its classification head, dense.
     """
 
@@ -95,6 +98,8 @@ class GroupConfig:
     def to_dict(self) -> dict[str, Any]:
         """The keys as plain JSON values; builds an equal group again."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.is_lock:
+            values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
         return {k: str(v) if k == "pattern" else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
@@ -125,7 +130,7 @@ class PruningConfig:
         _check_keys(keys, "")
         if pruning_configs is None:
             pruning_configs = [{}]
-        if isinstance(pruning_configs, (str, Mapping)) or not isinstance(pruning_configs, Sequence):
+        if isinstance(pruning_configs, str | Mapping) or not isinstance(pruning_configs, Sequence):
             raise PruningError(f"pruning_configs: want a list of groups, got {pruning_configs!r}")
         if not pruning_configs:
             raise PruningError("pruning_configs: got an empty list; leave the key out for one group of all layers")
@@ -133,6 +138,9 @@ class PruningConfig:
             _resolve(group, keys, f"pruning_configs[{i}]." if len(pruning_configs) > 1 else "")
             for i, group in enumerate(pruning_configs)
         )
+        unfelt = [key for key in SCHEDULE_KEYS if keys.get(key) is not None]
+        if unfelt and all(group.is_lock for group in self.groups):
+            raise PruningError(f"{unfelt[0]}: pattern_lock holds from the first step; leave {unfelt[0]} out")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PruningConfig) and self.groups == other.groups
@@ -149,10 +157,11 @@ class PruningConfig:
 
     def excluding(self, *patterns: str) -> PruningConfig:
         """The same config with more `excluded_op_names` in every group."""
-        groups = self.to_dict()
-        for group in groups:
-            group["excluded_op_names"] += patterns
-        return PruningConfig(pruning_configs=groups)
+        more = PruningConfig.__new__(PruningConfig)
+        more.groups = tuple(
+            dataclasses.replace(group, excluded_op_names=(*group.excluded_op_names, *patterns)) for group in self.groups
+        )
+        return more
 
     @classmethod
     def load(cls, path: str, **flags: Any) -> PruningConfig:
@@ -171,7 +180,7 @@ class PruningConfig:
 
 def _check_keys(keys: Mapping[str, Any], where: str) -> None:
     if not isinstance(keys, Mapping):
-        raise PruningError(f"{where.rstrip('.')}: want a mapping of keys, got {keys!r}")
+        raise PruningError(f"{where.rstrip('.') or 'pruning_configs[0]'}: want a mapping of keys, got {keys!r}")
     for key in keys:
         if key not in KEYS:
             raise PruningError(f"{where}{key}: unknown key{nearest(str(key), KEYS)}")
@@ -179,7 +188,9 @@ def _check_keys(keys: Mapping[str, Any], where: str) -> None:
 
 def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> GroupConfig:
     _check_keys(group, where)
-    values = {**keys, **group}
+    # a target of None is one that is not given
+    given_group = {key: value for key, value in group.items() if not (key == "target_sparsity" and value is None)}
+    values = {**keys, **given_group}
     try:
         pattern = parse_pattern(values.get("pattern", "4x1"))
         if values.get("target_sparsity") is None:
@@ -188,11 +199,11 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
         for name in ("op_names", "excluded_op_names", "pruning_op_types"):
             if name in values:
                 values[name] = _names(name, values[name])
-        config = GroupConfig(**values)
-        if config.is_lock:
-            given = [k for k in ("start_step", "end_step", "pruning_frequency", "target_sparsity") if k in group]
-            if given:
+        if values.get("pruning_type") == "pattern_lock":
+            if given := [key for key in SCHEDULE_KEYS if key in group]:
                 raise PruningError(f"{given[0]}: pattern_lock holds from the first step; leave {given[0]} out")
+            values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
+        config = GroupConfig(**values)
         _check(config)
     except PruningError as error:
         raise PruningError(f"{where}{error}") from None

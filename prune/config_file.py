@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trisparse.prune.config import KEYS, PruningConfig
+from trisparse.prune.config import KEYS, SCHEDULE_KEYS, PruningConfig
 from trisparse.prune.errors import PruningError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
     """YAML without its traps: `2:4` is no base-60 number, `on` no boolean, `1e-3` is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
@@ -31,8 +31,9 @@ _Loader.yaml_implicit_resolvers = {}  # the parent's table stays as it is
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:null", r"~|null|", "~n\0"),
     ("tag:yaml.org,2002:bool", r"true|false|True|False", "tfTF"),
-    ("tag:yaml.org,2002:int", r"[-+]?\d+", "-+0123456789"),
-    ("tag:yaml.org,2002:float", r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?", "-+.0123456789"),
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
+    ("tag:yaml.org,2002:float", r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)", "-+.0123456789"),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(
         _tag, re.compile(rf"^(?:{_pattern})$"), list(_first) + ([""] if "null" in _tag else [])
@@ -94,15 +95,23 @@ def load_config(path: str | Path, *, defaults: Mapping[str, Any] | None = None, 
         content = {"pruning_configs": content}
     if not isinstance(content, dict):
         raise PruningError(f"{path}: want a list of groups or a mapping of keys, got {type(content).__name__}")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise PruningError(f"{path}: {odd[0]!r}: unknown key; want one of {', '.join(KEYS)}")
     groups = content.pop("pruning_configs", None)
+    keys = {**(defaults or {}), **content, **flags}
+    listed = [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) and groups else [{}]
+    locks = [group.get("pruning_type", keys.get("pruning_type")) == "pattern_lock" for group in listed]
+    if all(locks):
+        keys = {key: value for key, value in keys.items() if key not in SCHEDULE_KEYS or key in {**content, **flags}}
     for flag in flags:
         if flag not in KEYS:
             raise PruningError(f"{flag}: unknown key{nearest(flag, KEYS)}")
-        if isinstance(groups, list) and groups and all(isinstance(g, dict) and flag in g for g in groups):
+        if all(flag in g or (lock and flag in SCHEDULE_KEYS) for g, lock in zip(listed, locks, strict=True)):
             raise PruningError(
-                f"{flag}: {flags[flag]!r} has no effect: every group of {path} sets its own; remove the flag"
+                f"{flag}: {flags[flag]!r} has no effect: every group of {path} sets its own or has no use for it; "
+                "remove the flag"
             )
     try:
-        return PruningConfig(pruning_configs=groups, **{**(defaults or {}), **content, **flags})
+        return PruningConfig(pruning_configs=groups, **keys)
     except PruningError as error:
         raise PruningError(f"{path}: {error}") from None

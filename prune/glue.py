@@ -25,10 +25,15 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; 0, or 2 with one line on standard error for what the user can mend."""
     try:
         run(parse_arguments(argv))
-    except PruningError as error:
-        sys.stderr.write(f"trisparse-glue: error: {error}\n")
-        return 2
-    return 0
+        return 0
+    except (PruningError, OSError) as error:
+        message = f"error: {error}"
+    except ModuleNotFoundError as error:
+        message = f"error: {error.name} is not installed; pip install 'trisparse[glue]'"
+    except KeyboardInterrupt:
+        message = "interrupted; the same command with --resume_from_checkpoint goes on from the last epoch's end"
+    sys.stderr.write(f"trisparse-glue: {message}\n")
+    return 2
 
 
 def run(args: GlueArguments) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
                     scheduler.step()
                 optimizer.zero_grad()
             losses.append(loss.detach())
-            if not accelerator.sync_gradients:
+            if not accelerator.sync_gradients or accelerator.optimizer_step_was_skipped:
                 continue
             progress["step"] += 1
             bar.update()
@@ -107,8 +112,10 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         if losses:
             _log(s, progress, losses, bar)
         progress["seconds"] += time.perf_counter() - began
-        progress["epoch"] += 1
 
+        if not all(bool(p.isfinite().all()) for p in s.bare.parameters()):
+            raise _diverged("weights that are no numbers", progress, bar)
+        progress["epoch"] += 1
         metrics = evaluate(accelerator, model, s.task, s.validation)
         progress["evals"].append({"step": progress["step"], "epoch": progress["epoch"], **metrics})
         accelerator.log(metrics, step=progress["step"])
@@ -132,12 +139,14 @@ def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> Non
     loss = float(torch.stack(losses).mean())
     losses.clear()
     if not math.isfinite(loss):
-        bar.close()
-        kept = f"the checkpoint of epoch {progress['epoch']} is kept" if progress["epoch"] else "nothing was saved yet"
-        raise PruningError(
-            f"loss: {loss} at step {progress['step']}; {kept}; lower --learning_rate or --distill_loss_weight"
-        )
+        raise _diverged(f"loss {loss}", progress, bar)
     sparsity = s.pruner.sparsity() if s.pruner else 0.0
     progress["steps"].append({"step": progress["step"], "loss": loss, "sparsity": sparsity})
     s.accelerator.log({"loss": loss, "sparsity": sparsity}, step=progress["step"])
     bar.set_postfix_str(f"loss {loss:.4f}, sparsity {sparsity:.3f}", refresh=False)
+
+
+def _diverged(what: str, progress: dict[str, Any], bar: Any) -> PruningError:
+    bar.close()
+    kept = f"the checkpoint of epoch {progress['epoch']} is kept" if progress["epoch"] else "nothing was saved yet"
+    return PruningError(f"{what} at step {progress['step']}; {kept}; lower --learning_rate or --distill_loss_weight")

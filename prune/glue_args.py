@@ -121,6 +121,8 @@ class GlueArguments:
         flags = {key: value for key, value in flags.items() if value is not None}
         defaults: dict[str, Any] = {"pruning_op_types": ["Linear"], **window}
         if p.pruning_config is None:
+            if p.pruning_type == "pattern_lock":
+                defaults = {"pruning_op_types": ["Linear"]}
             return PruningConfig(**{**defaults, **flags})
         return load_config(find_config(p.pruning_config), defaults=defaults, **flags)
 

@@ -195,4 +195,6 @@ def make_loader(
 
     padding = "max_length" if data.pad_to_max_length else "longest"
     collate = DataCollatorWithPadding(tokenizer, padding=padding, max_length=data.max_length)
-    return DataLoader(features, batch_size=batch_size, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+    # a loader draws a seed whenever it starts; from a generator of its own, so that dropout is not moved on by it
+    own = torch.Generator()
+    return DataLoader(features, batch_size, sampler=sampler, collate_fn=collate, generator=own)  # type: ignore[arg-type]

@@ -121,7 +121,6 @@ class PrunedGroup:
     def _prune_to(self, sparsity: float, step: int) -> None:
         c = self.config
         if c.needs_gradient:
-            self._check_seen()
             scores = self.scores
         else:
             scores = self._new_scores()
@@ -152,12 +151,16 @@ class PrunedGroup:
             new = before[i] & ~self.units[i]  # the choice inside a group is made once, when it is pruned
             self.choices[i] &= keep | ~expand_units(new, (1, m))
 
-    def _check_seen(self) -> None:
+    def check_scored(self, step: int) -> None:
+        """Raise PruningError if an event at this step would prune layers that have no score."""
+        if not self.config.needs_gradient or self.sparsity(step) is None:
+            return
         missing = [layer.name for layer, seen in zip(self.layers, self.seen, strict=True) if not seen]
         if missing:
+            when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
             raise PruningError(
                 f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
-                f"came before the first event; add to excluded_op_names: {[exact(name) for name in missing]}"
+                f"came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
             )
 
     def masks_are_final(self, step: int) -> bool:
@@ -218,7 +221,8 @@ class PrunedGroup:
             mine.copy_(saved)
         self.seen = list(state["seen"])
         self.active = state["active"]
-        self.parts = Parts(**state["parts"]) if state["parts"] else None
+        parts = state["parts"]
+        self.parts = Parts(parts["event_step"], parts["layer"].cpu(), parts["unit"].cpu()) if parts else None
         self._shown = None
 
 

@@ -77,25 +77,34 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def bare_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules and their names, as if no wrapper were around the model or in it; a shared module comes twice."""
+    model = unwrap(model)
+    yield name, model
+    for child_name, child in model.named_children():
+        yield from bare_modules(child, f"{name}.{child_name}" if name else child_name)
+
+
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Prunable modules of the bare model by the names they have in it."""
-    for name, module in unwrap(model).named_modules():
-        if op_type(module):
-            yield name.replace("_orig_mod.", ""), module
+    return ((name, module) for name, module in bare_modules(model) if op_type(module))
 
 
-def find_head(model: nn.Module) -> nn.Module | None:
-    """The last Linear or Conv if nothing but Dropout comes after it, else None."""
-    leaves = [m for m in unwrap(model).modules() if not list(m.children()) and not isinstance(m, nn.Dropout)]
-    return leaves[-1] if leaves and op_type(leaves[-1]) else None
+def find_head(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Name and module of the last Linear or Conv if nothing but Dropout comes after it, else None."""
+    leaves = [(k, m) for k, m in bare_modules(model) if not list(m.children()) and not isinstance(m, nn.Dropout)]
+    return leaves[-1] if leaves and op_type(leaves[-1][1]) else None
+
+
+def _is_excluded(config: GroupConfig, name: str, module: nn.Module, head: nn.Module | None) -> bool:
+    return (config.exclude_head and module is head) or any(re.search(p, name) for p in config.excluded_op_names)
 
 
 def _matches(config: GroupConfig, name: str, module: nn.Module, head: nn.Module | None) -> bool:
     return (
         op_type(module) in config.pruning_op_types
-        and not (config.exclude_head and module is head)
         and any(re.search(p, name) for p in config.op_names)
-        and not any(re.search(p, name) for p in config.excluded_op_names)
+        and not _is_excluded(config, name, module, head)
     )
 
 
@@ -105,6 +114,11 @@ def _layer(name: str, module: nn.Module, pattern: Pattern) -> Layer:
         raise PruningError(
             f"{name}: its weight is no plain parameter (is it parametrized?); prune it before, or add "
             f"{exact(name)!r} to excluded_op_names"
+        )
+    if isinstance(weight, nn.parameter.UninitializedParameter) or weight.is_meta or weight.numel() == 0:
+        raise PruningError(
+            f"{name}: its weight holds no numbers (uninitialized, on the meta device, or empty); give it some before, "
+            f"or add {exact(name)!r} to excluded_op_names"
         )
     if hasattr(weight, "placements"):
         raise PruningError(f"{name}: a sharded weight (DTensor) can't be pruned yet; prune on unsharded parameters")
@@ -135,7 +149,8 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> list[list[La
     Raises:
         PruningError: a group without layers, a layer in two groups, or one that its pattern does not divide.
     """
-    head = find_head(model)
+    found_head = find_head(model)
+    head = found_head[1] if found_head else None
     names = list(named_layers(model))
     owner: dict[int, int] = {}
     found: list[list[Layer]] = []
@@ -145,6 +160,12 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> list[list[La
             if not _matches(config, name, module, head):
                 continue
             layer = _layer(name, module, config.pattern)
+            for other, sharer in names:
+                if sharer._parameters.get("weight") is layer.weight and _is_excluded(config, other, sharer, head):
+                    raise PruningError(
+                        f"excluded_op_names: {other} is left out, but {name} has the same weight; "
+                        f"add {exact(name)!r} too"
+                    )
             before = owner.setdefault(id(layer.weight), index)
             if before != index:
                 raise PruningError(

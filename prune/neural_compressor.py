@@ -18,8 +18,14 @@ def _convert_keys(keys: Mapping[str, Any], where: str, notes: list[str]) -> dict
         if key in out:
             notes.append(f"{where}{key}: dropped, it has no meaning here")
             del out[key]
-    parameters = out.pop("parameters", None) or {}
-    if "reg_coeff" in parameters:
+    # there None stands for a key that is not given
+    out = {key: value for key, value in out.items() if value is not None}
+    parameters = out.pop("parameters", {})
+    if unknown := [key for key in parameters if key != "reg_coeff"]:
+        raise PruningError(f"{where}parameters.{unknown[0]}: unknown key")
+    if "reg_type" not in out:
+        out.pop("reg_coeff", None)  # nothing there reads it without a reg_type
+    elif "reg_coeff" in parameters:
         out["reg_coeff"] = parameters["reg_coeff"]
         notes.append(
             f"{where}parameters.reg_coeff: now reg_coeff, and it shrinks by lr * reg_coeff / norm of the weights"
@@ -52,9 +58,11 @@ def convert_config(config: Mapping[str, Any]) -> PruningConfig:
     Raises:
         PruningError: a key or value that has no counterpart here.
     """
+    if not isinstance(config, Mapping):
+        raise PruningError(f"config: want a mapping of keys, got {type(config).__name__}")
     notes: list[str] = []
     groups = config.get("pruning_configs") or [{}]
-    if not isinstance(groups, list):
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
         raise PruningError(f"pruning_configs: want a list of groups, got {groups!r}")
     top = _convert_keys({k: v for k, v in config.items() if k != "pruning_configs"}, "", notes)
     converted = [_convert_keys(g, f"pruning_configs[{i}].", notes) for i, g in enumerate(groups)]

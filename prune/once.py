@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,8 @@ from trisparse.prune.config import PruningConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner import Pruner
 from trisparse.prune.report import SparsityReport
+
+_SCHEDULE = ("pruning_type", "start_step", "end_step", "pruning_frequency", "sparsity_decay_type", "reg_type")
 
 
 def prune_once(model: nn.Module, **keys: Any) -> SparsityReport:
@@ -24,15 +27,9 @@ def prune_once(model: nn.Module, **keys: Any) -> SparsityReport:
     Raises:
         PruningError: what the keys ask for does not fit the model, or needs a training loop.
     """
-    for key in (
-        "pruning_type",
-        "start_step",
-        "end_step",
-        "pruning_frequency",
-        "sparsity_decay_type",
-        "reg_type",
-    ):
-        if key in keys:
+    groups = [group for group in keys.get("pruning_configs") or [] if isinstance(group, Mapping)]
+    for key in _SCHEDULE:
+        if any(key in mapping for mapping in (keys, *groups)):
             raise PruningError(f"{key}: prune_once prunes by magnitude, at once; for a schedule use Pruner")
     pruner = Pruner(model, PruningConfig(pruning_type="magnitude", start_step=0, end_step=0, **keys))
     pruner.start()

@@ -87,9 +87,9 @@ class Pruner:
         if not self._started and any(group.sparsity(0) is not None for group in self.groups):
             raise PruningError("observe: an event is due at step 0; call start() before the first forward")
         self._check_weights()
-        self._observed = True
         for group in self.groups:
             group.observe(self.step_count + 1, grad_scale)
+        self._observed = True
 
     @torch.no_grad()
     def step(self, *, lr: float | Callable[[Layer], float] | None = None) -> None:
@@ -113,6 +113,9 @@ class Pruner:
 
     @torch.no_grad()
     def _prune(self) -> None:
+        self._check_weights()
+        for group in self.groups:
+            group.check_scored(self.step_count)
         for group in self.groups:
             group.fire(self.step_count)
             group.write_masks(self.step_count)
@@ -145,6 +148,7 @@ class Pruner:
 
     def masks(self) -> dict[str, Tensor]:
         """Name in the bare model -> bool tensor of the weight's shape, True = kept."""
+        self._check_weights()
         found = {}
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
@@ -200,6 +204,8 @@ class Pruner:
         mine = self.state_dict()
         if state.get("version") != _STATE_VERSION:
             raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
+        if lacking := [key for key in mine if key not in state]:
+            raise PruningError(f"state: is no Pruner's state, it lacks {', '.join(lacking)}")
         if len(state["config"]) != len(mine["config"]):
             raise PruningError(
                 f"state: of another config: it has {len(state['config'])} groups, this one {len(mine['config'])}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
-from trisparse.prune.layers import count_parameters, find_head, unwrap
+from trisparse.prune.layers import count_parameters, find_head
 
 if TYPE_CHECKING:
     from trisparse.prune.group import PrunedGroup
@@ -102,8 +102,9 @@ def make_report(pruner: Pruner) -> SparsityReport:
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     matmul_zeros, matmul, all_zeros, everything = count_parameters(pruner.model)
     complete = all(g.config.is_lock or pruner.step_count >= g.config.window[1] for g in pruner.groups)
-    head = find_head(pruner.model) if any(group.config.exclude_head for group in pruner.groups) else None
-    names = {id(m): name.replace("_orig_mod.", "") for name, m in unwrap(pruner.model).named_modules()}
+    head = find_head(pruner.model)
+    if head is not None and any(layer.module is head[1] for layer in pruner.layers):
+        head = None
     return SparsityReport(
         layers=tuple(rows),
         pruned_layers=zeros / weights,
@@ -111,7 +112,7 @@ def make_report(pruner: Pruner) -> SparsityReport:
         all_parameters=all_zeros / everything,
         pattern_verified=all(row.verified for row in rows),
         complete=complete,
-        head=names[id(head)] if head is not None else None,
+        head=head[0] if head is not None else None,
         notes=tuple(_notes(pruner, rows, complete)),
     )
 

@@ -18,11 +18,14 @@ def apply_masks_reference(weights: Sequence[Tensor], masks: Sequence[Tensor], bl
             continue
         # a weight's bits times one or zero: NaN, inf and the sign of zero go too
         bits = weight.view(_BITS[weight.element_size()])
+        rows, cols = mask.shape
+        if cols == 1 and m > 1:  # whole rows are written, not read
+            bits.unflatten(0, (rows, n)).index_fill_(0, (~mask[:, 0]).nonzero()[:, 0], 0)
+            continue
         key = bits.dtype, bits.device
         if key not in scratch:
             scratch[key] = torch.empty(largest, dtype=bits.dtype, device=bits.device)
         keep = scratch[key][: mask.numel()].view(mask.shape).copy_(mask.view(torch.int8))
-        rows, cols = mask.shape
         if weight.dim() == 2:
             bits.unflatten(0, (rows, n)).unflatten(2, (cols, m)).mul_(keep[:, None, :, None])
         else:

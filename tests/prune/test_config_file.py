@@ -73,7 +73,9 @@ def test_a_flag_that_no_group_feels_is_an_error(tmp_path):
         ("c.toml", "", "want a file that ends in .json, .yaml or .yml"),
         ("c.yaml", "3", "want a list of groups or a mapping of keys, got int"),
         ("c.yaml", "", "want a list of groups or a mapping of keys, got NoneType"),
-        ("c.yaml", "- 4x1\n", "pruning_configs: want a mapping of keys, got '4x1'|want a mapping"),
+        ("c.yaml", "- 4x1\n", r"pruning_configs\[0\]: want a mapping of keys, got '4x1'"),
+        ("c.yaml", "1: foo\n", "c.yaml: 1: unknown key"),
+        ("c.yaml", "start_step: 010\nend_step: 20\n", "start_step: want a whole number of at least 0, got '010'"),
         ("c.yaml", "patern: 4x1\n", "c.yaml: patern: unknown key; did you mean 'pattern'"),
     ],
 )
@@ -82,6 +84,36 @@ def test_mistakes(tmp_path, name, text, message):
     with pytest.raises(PruningError, match=message) as caught:
         load_config(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_yaml_merge_keys(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("- &a {op_names: [a], pattern: 2:4}\n- {<<: *a, op_names: [b]}\n")
+    assert [str(g.pattern) for g in load_config(path, **OK).groups] == ["2:4", "2:4"]
+
+
+def test_a_lock_feels_no_schedule(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("- {op_names: [a], pruning_type: pattern_lock}\n")
+    assert load_config(path, defaults=OK).groups[0].is_lock
+    with pytest.raises(PruningError, match="target_sparsity: 0.5 has no effect"):
+        load_config(path, defaults=OK, target_sparsity=0.5)
+
+
+def test_from_neural_compressor_takes_its_own_defaults():
+    block = {"reg_type": None, "parameters": {"reg_coeff": 0.0}, "target_sparsity": None}
+    config = PruningConfig.from_neural_compressor(
+        {"target_sparsity": 0.5, "start_step": 1, "end_step": 2, "pruning_configs": [block]}
+    )
+    assert config.groups[0].target_sparsity == 0.5
+    assert config.groups[0].reg_coeff is None
+    for bad, message in (
+        ([], "config: want a mapping"),
+        ({"pruning_configs": [1]}, "pruning_configs: want a list"),
+        ({"parameters": {"x": 1}}, "parameters.x: unknown key"),
+    ):
+        with pytest.raises(PruningError, match=message):
+            PruningConfig.from_neural_compressor(bad)
 
 
 def test_recipes_are_found_by_name_and_agree():

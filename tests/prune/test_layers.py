@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 def test_the_head_is_left_out_by_identity_not_by_name():
     model = Net()
-    assert find_head(model) is model.fc
+    assert find_head(model) == ("fc", model.fc)
     assert names(model) == ["fc1", "pre_fc", "conv", "attention.out_proj"]
     assert names(model, exclude_head=False)[-1] == "fc"
     model.tail = nn.Tanh()

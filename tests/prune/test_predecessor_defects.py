@@ -79,6 +79,16 @@ def test_equal_scores_prune_the_target_and_no_more(pattern, value):
     assert report.pattern_verified
 
 
+def test_half_a_weight_rounds_up():
+    model = mlp(5, 3, 3)
+    report = run(
+        model,
+        PruningConfig(pattern="1x1", target_sparsity=0.5, start_step=1, end_step=1, op_names=["^0$"]),
+        grad=torch.randn_like,
+    )
+    assert report.layers[0].zeros == 8  # of 15
+
+
 def test_dead_inputs_do_not_overprune_n_m():
     model = mlp(16, 16, 16)
 

@@ -94,6 +94,23 @@ def test_ties_prune_the_lower_layer_then_the_lower_index():
     assert second.tolist() == [True, False]
 
 
+def test_the_walk_stops_at_half_of_the_next_unit():
+    def gone(scores, sizes, target):
+        masks = select_units(
+            scores,
+            [torch.zeros_like(s, dtype=torch.bool) for s in scores],
+            sizes,
+            [0] * len(scores),
+            [len(s) for s in scores],
+            target,
+        )
+        return [int((~m).sum()) for m in masks]
+
+    assert [gone([torch.arange(5.0)], [4], t) for t in (0, 2, 3, 6, 7)] == [[0], [0], [1], [1], [2]]
+    # scores so close that all are weighed in one bracket; at two weights gone, 2 + 2 / 2 is not below 3
+    assert gone([torch.tensor([1.0, 1.001]), torch.tensor([1.002])], [2, 4], 3) == [1, 0]
+
+
 def test_large_layers_against_a_stable_sort():
     scores = [torch.rand(4096, 96).pow(6), torch.rand(1000, 33)]
     gone = [torch.zeros_like(s, dtype=torch.bool) for s in scores]
