@@ -19,9 +19,6 @@ def apply_masks_reference(weights: Sequence[Tensor], masks: Sequence[Tensor], bl
         # a weight's bits times one or zero: NaN, inf and the sign of zero go too
         bits = weight.view(_BITS[weight.element_size()])
         rows, cols = mask.shape
-        if cols == 1 and m > 1:  # whole rows are written, not read
-            bits.unflatten(0, (rows, n)).index_fill_(0, (~mask[:, 0]).nonzero()[:, 0], 0)
-            continue
         key = bits.dtype, bits.device
         if key not in scratch:
             scratch[key] = torch.empty(largest, dtype=bits.dtype, device=bits.device)

@@ -21,7 +21,10 @@ def nm_mask_reference(scores: Tensor, n: int, m: int) -> Tensor:
             first = (columns[i] >= columns[j]).view(torch.uint8)  # a tie goes to the lower index
             before[j] += first
             before[i] -= first
-    return torch.stack([b < n for b in before], 1).view(scores.shape)
+    mask = torch.empty(keys.shape, dtype=torch.bool, device=keys.device)
+    for i in range(m):
+        torch.lt(before[i], n, out=mask[:, i])
+    return mask.view(scores.shape)
 
 
 def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
