@@ -25,6 +25,6 @@ lint: setup
 	$(BIN)/ruff format --check .
 	rm -rf $(TYPES) && mkdir -p $(TYPES)
 	cd $(TYPES) && ln -s ../../../trisparse/* . && ln -s ../../../kernels ../../../sparse_ops ../../../prune .
-	$(BIN)/mypy | tee build/mypy.log
+	@$(BIN)/mypy > build/mypy.log || { cat build/mypy.log; exit 1; }
 	@want=$$(git ls-files $(foreach m,$(MODULES),'$(m)/*.py') | wc -l); \
-	grep -q "checked $$want source files" build/mypy.log || { echo "mypy did not check all $$want tracked modules"; exit 1; }
+	grep " in $$want source files" build/mypy.log || { echo "mypy did not check all $$want tracked modules:"; cat build/mypy.log; exit 1; }
