@@ -77,12 +77,12 @@ def hub():
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, script):
     write_task(tmp_path / "data", "mrpc", train=16, validation=8)
     make_model(tmp_path / "init")
 
     def run(endpoint, *flags, data=True):
-        argv = ["trisparse-glue", "--model_name_or_path", str(tmp_path / "init"), "--task_name", "mrpc"]
+        argv = [script("trisparse-glue"), "--model_name_or_path", str(tmp_path / "init"), "--task_name", "mrpc"]
         argv += ["--output_dir", str(tmp_path / "out"), "--max_train_steps", "1", *flags]
         argv += ["--dataset_dir", str(tmp_path / "data")] if data else []
         env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}

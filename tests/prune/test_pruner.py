@@ -18,12 +18,17 @@ def zeros(model):
     return [int((p == 0).sum()) for p in model.parameters() if p.dim() > 1]
 
 
-@pytest.mark.parametrize("pattern", ["4x1", "2:4", "1xchannel", "channelx1", "1x1", "4x4"])
-@pytest.mark.parametrize("pruning_type", TYPES)
+@pytest.mark.parametrize(
+    ("pattern", "pruning_type"),
+    [
+        (pattern, kind)
+        for pattern in ("4x1", "2:4", "1xchannel", "channelx1", "1x1", "4x4")
+        for kind in TYPES
+        if not (":" in pattern and "progressive" in kind)
+    ],
+)
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_masks_nest_and_the_target_is_met(make_mlp, train, sgd, pattern, pruning_type, scope):
-    if pattern == "2:4" and "progressive" in pruning_type:
-        pytest.skip("an error, tested elsewhere")
     model = make_mlp(dims=(16, 32, 32, 2))
     config = PruningConfig(
         pattern=pattern, target_sparsity=0.5, pruning_type=pruning_type, pruning_scope=scope,
