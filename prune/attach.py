@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from trisparse.prune.errors import PruningError
 
 if TYPE_CHECKING:

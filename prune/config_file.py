@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from trisparse.prune.config import KEYS, SCHEDULE_KEYS, PruningConfig
 from trisparse.prune.errors import PruningError, nearest
 

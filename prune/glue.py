@@ -59,6 +59,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     import torch
     from tqdm.auto import tqdm
     from transformers import get_scheduler
+
     from trisparse.prune.distill import distillation_loss
     from trisparse.prune.glue_eval import evaluate
     from trisparse.prune.glue_metrics import best_value
@@ -74,6 +75,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     if t.resume_from_checkpoint:
         progress = load_checkpoint(s.args, parts, total)
     accelerator.print(s.plan)
+    if unfelt := s.args.unfelt_flags():
+        accelerator.print(f"without --do_prune nothing is pruned; no effect: {', '.join(unfelt)}")
     teacher_eval = evaluate(accelerator, teacher.model, s.task, s.validation) if teacher else {}
     handle = pruner.attach(optimizer) if pruner else None
 

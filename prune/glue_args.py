@@ -107,6 +107,11 @@ class GlueArguments:
         del values["hub_token"]
         return values
 
+    def unfelt_flags(self) -> list[str]:
+        """Pruning flags that were given to a run that does not prune."""
+        given = dataclasses.asdict(self.pruning)
+        return [] if given.pop("do_prune") else [f"--{key}" for key, value in given.items() if value is not None]
+
     def pruning_config(self, window: dict[str, int]) -> PruningConfig:
         """The config for a schedule window of `start_step`, `end_step`, `pruning_frequency`."""
         p = self.pruning

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue_args import FORMATS, DataArguments
 from trisparse.prune.glue_tasks import Task

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
+
 from trisparse.prune.glue_metrics import compute_metrics
 from trisparse.prune.glue_tasks import Task
 

@@ -8,14 +8,14 @@ from typing import Any
 import accelerate
 import torch
 import transformers
+
+import trisparse
 from trisparse.prune.glue_metrics import majority_metrics
 from trisparse.prune.glue_output import push_to_hub, save_model, save_results
 from trisparse.prune.glue_setup import Setup
 from trisparse.prune.layers import count_parameters
 from trisparse.prune.plots import plot_history
 from trisparse.prune.report import SparsityReport
-
-import trisparse
 
 _COLLAPSED = 0.02  # this near to always giving the most frequent answer, nothing was learned
 

@@ -10,6 +10,7 @@ import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
 from trisparse.prune.glue_tasks import Task
 
 

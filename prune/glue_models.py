@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from torch import nn
+
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue_args import ModelArguments
 from trisparse.prune.glue_tasks import Task

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_save, atomic_write
 from trisparse.prune.glue_args import GlueArguments

@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+
 from trisparse.prune.distill import Teacher
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue_args import TRACKERS, GlueArguments, TrainingArguments

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from trisparse.prune.bits import pack_bits, unpack_bits
 from trisparse.prune.config import GroupConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers import Layer, exact
-from trisparse.prune.progressive import Parts
+from trisparse.prune.progressive import PARTS, Parts
 from trisparse.prune.schedules import event_at, sparsity_at
 from trisparse.prune.selection import select
 from trisparse.sparse_ops import apply_masks, nm_mask, score_units
@@ -115,7 +116,7 @@ class PrunedGroup:
             self._prune_to(sparsity, step)
             if step >= self._last_event_step:
                 self.scores = []
-        if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == 4):
+        if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == PARTS):
             self.parts = None
 
     def _prune_to(self, sparsity: float, step: int) -> None:

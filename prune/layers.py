@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
 from trisparse.prune.config import GroupConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.patterns import Pattern

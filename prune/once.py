@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
 from trisparse.prune.config import PruningConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner import Pruner

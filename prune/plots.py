@@ -11,6 +11,7 @@ from trisparse.prune.files import atomic_save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
     from trisparse.prune.report import SparsityReport
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
 from trisparse.sparse_ops.units import Block, expand_units
 
 PARTS = 4

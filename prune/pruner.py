@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from trisparse.prune.attach import Attachment
 from trisparse.prune.config import PruningConfig
 from trisparse.prune.errors import PruningError

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.layers import count_parameters, find_head

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor
+
 from trisparse.prune.config import GroupConfig
 from trisparse.sparse_ops import select_units
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+
 from trisparse.sparse_ops.sort_keys import sort_keys
 
 _MAX_PAIRWISE_M = 8  # M * (M - 1) / 2 comparisons of whole columns; beyond, one sort is faster

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
 from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view
 
 

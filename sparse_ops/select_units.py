@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
 from trisparse.sparse_ops.sort_keys import PRUNED_KEY, sort_keys
 from trisparse.sparse_ops.units import check_lengths
 

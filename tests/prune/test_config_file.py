@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from trisparse.prune.config_file import RECIPES, find_config, load_config
 
 from trisparse import PruningConfig, PruningError
+from trisparse.prune.config_file import RECIPES, find_config, load_config
 
 OK = {"start_step": 1, "end_step": 10}
 

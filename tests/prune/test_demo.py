@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from trisparse.prune.demo import bag_of_words, main, table
 from trisparse.prune.demo_data import TASKS, vocabulary, write_task
 

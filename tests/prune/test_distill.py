@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+
 from trisparse.prune.distill import Teacher, distillation_loss, hidden_loss, logits_loss
 
 

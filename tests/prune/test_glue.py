@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+
 from trisparse.prune.demo import make_model
 from trisparse.prune.demo_data import write_task
 from trisparse.prune.glue import main, run
@@ -246,6 +247,7 @@ def test_all_nine_tasks(world, tmp_path, name):
 
 def test_every_trainable_parameter_is_in_one_group_of_the_optimizer(world):
     from transformers import AutoModelForSequenceClassification
+
     from trisparse.prune.glue_setup import make_optimizer
 
     model = AutoModelForSequenceClassification.from_pretrained(world / "dense")

@@ -5,10 +5,10 @@ import sys
 import time
 
 import pytest
-from trisparse.prune.glue_args import parse_arguments
-from trisparse.prune.glue_plan import make_plan
 
 from trisparse import PruningError
+from trisparse.prune.glue_args import parse_arguments
+from trisparse.prune.glue_plan import make_plan
 
 BASE = ["--model_name_or_path", "m", "--task_name", "mrpc", "--output_dir", "o"]
 PRUNE = [*BASE, "--do_prune"]

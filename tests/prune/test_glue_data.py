@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+
 from trisparse.prune.glue_args import DataArguments
 from trisparse.prune.glue_data import EpochSampler, load_splits, read_file
 from trisparse.prune.glue_tasks import TASKS
@@ -100,6 +101,7 @@ def test_metrics_by_their_definitions():
 def test_metrics_agree_with_scikit_learn():
     import numpy as np
     from sklearn import metrics
+
     from trisparse.prune.glue_metrics import compute_metrics
 
     rng = np.random.default_rng(0)

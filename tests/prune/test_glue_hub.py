@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from trisparse.prune.demo import make_model
 from trisparse.prune.demo_data import write_task
 

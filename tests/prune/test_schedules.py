@@ -1,6 +1,7 @@
 """Schedules against a recorded table, and where their events fall."""
 
 import pytest
+
 from trisparse.prune.schedules import SCHEDULES, event_at, last_event, sparsity_at
 
 # target 0.9, events 1 to 10 of P = 10

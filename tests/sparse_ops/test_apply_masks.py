@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from trisparse.sparse_ops import apply_masks
 
 

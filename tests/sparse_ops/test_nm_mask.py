@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trisparse.sparse_ops import nm_mask
 
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 3), (4, 8), (3, 7), (8, 16), (16, 32), (4, 4)]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from trisparse.sparse_ops import score_units
 
 W = torch.tensor([[1.0, -2.0, 3.0, 0.0], [4.0, 5.0, -6.0, 7.0]])

@@ -1,0 +1,43 @@
+"""What the documentation says, run."""
+
+import dataclasses
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pruner", "config", "bits"])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"trisparse.prune.{name}")
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
+
+
+def test_the_readme_names_flags_and_keys_that_exist():
+    pytest.importorskip("transformers")
+    from trisparse.prune import glue_args
+    from trisparse.prune.config import KEYS
+
+    flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out"}
+    assert set(re.findall(r"--([a-z_]+)", README)) <= flags
+    table = README.split("## Configuration")[1].split("## Coming")[0]
+    keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert keys == set(KEYS)
+
+
+def test_the_readme_numbers_are_those_of_its_files():
+    import json
+
+    results = Path(__file__).parent.parent / "benchmarks" / "results"
+    for row in json.loads((results / "prune_step_cpu.json").read_text())["rows"]:
+        for key in ("plain_ms", "ordinary_ms", "event_ms"):
+            assert f"{row[key]:.1f}" in README, (row, key)
+    for run in json.loads((results / "glue_mrpc_minilm_cpu.json").read_text())["runs"]:
+        assert f"{run['eval']['accuracy']:.4f} / {run['eval']['f1']:.4f}" in README
+        assert run["pattern"] == "dense" or f"{run['sparsity']['matmul_gemm_conv']:.4f}" in README
