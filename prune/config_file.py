@@ -51,7 +51,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PruningError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
     try:
@@ -59,6 +59,8 @@ def _parse(path: Path) -> Any:
             return json.loads(text, object_pairs_hook=_no_duplicates)
         if path.suffix in (".yaml", ".yml"):
             return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise PruningError(f"{path}: is nested too deep") from None
     except (ValueError, yaml.YAMLError) as error:
         raise PruningError(f"{path}: {' '.join(str(error).split())}") from None
     raise PruningError(f"{path}: want a file that ends in .json, .yaml or .yml")

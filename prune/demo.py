@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trisparse.prune.demo_data import vocabulary, write_task
 from trisparse.prune.errors import PruningError
@@ -30,12 +30,23 @@ _PRUNE = ["--learning_rate", "1e-3", "--do_prune", "--distill_loss_weight", "2",
 
 def main(argv: Sequence[str]) -> int:
     """Run the demo; 0, 1 when a promise is missed, 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="trisparse-demo", description=__doc__.splitlines()[0])
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise PruningError(message)
+
+    parser = Parser(prog="trisparse-demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default %(default)s)")
     try:
         rows, missed = run(parser.parse_args(argv).out)
-    except PruningError as error:
+    except (PruningError, OSError) as error:
         sys.stderr.write(f"trisparse-demo: error: {error}\n")
+        return 2
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"trisparse-demo: error: {error.name} is not installed; pip install 'trisparse[glue]'\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("trisparse-demo: interrupted\n")
         return 2
     sys.stdout.write(table(rows) + "\n")
     for line in missed:

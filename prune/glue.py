@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         message = f"error: {error.name} is not installed; pip install 'trisparse[glue]'"
     except KeyboardInterrupt:
-        message = "interrupted; the same command with --resume_from_checkpoint goes on from the last epoch's end"
+        message = "interrupted; if an epoch had ended, --resume_from_checkpoint with the output_dir goes on from it"
     sys.stderr.write(f"trisparse-glue: {message}\n")
     return 2
 
@@ -63,7 +63,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     from trisparse.prune.distill import distillation_loss
     from trisparse.prune.glue_eval import evaluate
     from trisparse.prune.glue_metrics import best_value
-    from trisparse.prune.glue_output import load_checkpoint, save_checkpoint, save_model
+    from trisparse.prune.glue_output import clear_old_run, load_checkpoint, save_checkpoint, save_model
 
     accelerator, model, optimizer, teacher, pruner = s.accelerator, s.model, s.optimizer, s.teacher, s.pruner
     t, m, total = s.args.training, s.args.model, s.plan.total_steps
@@ -73,7 +73,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     parts |= {"scaler": accelerator.scaler} if accelerator.scaler is not None else {}
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "seconds": 0.0, "best": None, "steps": [], "evals": []}
     if t.resume_from_checkpoint:
-        progress = load_checkpoint(s.args, parts, total)
+        progress = load_checkpoint(s.args, s.data, parts, total)
     accelerator.print(s.plan)
     if unfelt := s.args.unfelt_flags():
         accelerator.print(f"without --do_prune nothing is pruned; no effect: {', '.join(unfelt)}")
@@ -124,11 +124,13 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         accelerator.log(metrics, step=progress["step"])
         bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         if accelerator.is_main_process:
+            if progress["epoch"] == 1:
+                clear_old_run(s.folder)  # not before there is something to put in its place
             value, best = best_value(s.task, metrics), progress["best"]
             if (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"]):
                 progress["best"] = {"value": value, "metrics": metrics, "step": progress["step"]}
                 save_model(s.folder / "best", s.bare, s.tokenizer, pruner)
-            save_checkpoint(s.folder, s.args, parts, progress)
+            save_checkpoint(s.folder, s.args, s.data, parts, progress)
     bar.close()
     if handle is not None:
         handle.detach()

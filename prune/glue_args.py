@@ -18,6 +18,7 @@ FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 DISTILL_MODES = ("hidden", "logits", "both")
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = {"none": None, "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+_HUGE = 10**9
 _ANY_WINDOW = {"start_step": 1, "end_step": 10**9}  # stands in until the length of the data is known
 
 
@@ -115,6 +116,10 @@ class GlueArguments:
     def pruning_config(self, window: dict[str, int]) -> PruningConfig:
         """The config for a schedule window of `start_step`, `end_step`, `pruning_frequency`."""
         p = self.pruning
+        if p.pruning_type == "pattern_lock":
+            for name in ("target_sparsity", "pruning_frequency", "sparsity_warm_epochs", "cooldown_epochs"):
+                if getattr(p, name) is not None:
+                    raise PruningError(f"--{name}: pattern_lock holds from the first step; leave --{name} out")
         flags: dict[str, Any] = {"target_sparsity": p.target_sparsity, "pattern": p.pruning_pattern}
         flags["pruning_type"] = p.pruning_type
         if p.pruning_frequency not in (None, -1):
@@ -145,6 +150,10 @@ def parse_arguments(argv: Sequence[str]) -> GlueArguments:
         def error(self, message: str) -> NoReturn:
             raise PruningError(message)
 
+        def _get_option_tuples(self, option_string: str) -> list:
+            # --a_b and --a-b are one flag: a prefix of both is not ambiguous
+            return list({id(match[0]): match for match in super()._get_option_tuples(option_string)}.values())
+
     parser = Parser(_GROUPS, prog="trisparse-glue", description="Fine-tune, prune and distil on a GLUE task.")
     *groups, rest = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True, look_for_args_file=False
@@ -155,12 +164,14 @@ def parse_arguments(argv: Sequence[str]) -> GlueArguments:
         raise PruningError(f"{rest[0]}: unknown argument{known.replace('mean ', 'mean --')}")
     args = GlueArguments(*groups)
     _check(args)
+    if (unfelt := args.unfelt_flags()) and not any(re.match(r"--do[_-]p", word) for word in argv):
+        raise PruningError(f"{unfelt[0]}: has no effect without --do_prune; add it, or --do_prune False to train dense")
     return args
 
 
 def _check(args: GlueArguments) -> None:
     m, d, t = args.model, args.data, args.training
-    find_task(d.task_name)
+    d.task_name = find_task(d.task_name).name
     for name, value in (("model_name_or_path", m.model_name_or_path), ("output_dir", t.output_dir)):
         if not value:
             raise PruningError(f"--{name}: missing")
@@ -176,6 +187,10 @@ def _check(args: GlueArguments) -> None:
     _check_paths(d)
     if t.push_to_hub and not t.hub_model_id:
         raise PruningError("--push_to_hub: needs --hub_model_id, the repository to upload to")
+    if m.teacher_model_name_or_path and not m.distill_loss_weight:
+        raise PruningError(
+            "--teacher_model_name_or_path: has no effect without --distill_loss_weight; add one, such as 2"
+        )
     if d.task_name == "stsb" and m.distill_loss_weight and m.distill_mode != "hidden":
         raise PruningError(f"--distill_mode: {m.distill_mode!r} needs classes, and stsb has none; use hidden")
     if args.pruning.do_prune:
@@ -192,16 +207,17 @@ def _check_numbers(args: GlueArguments) -> None:
         ("max_train_steps", t.max_train_steps, 1),
         ("num_warmup_steps", t.num_warmup_steps, 0),
         ("weight_decay", t.weight_decay, 0),
-        ("seed", t.seed, 0),
         ("distill_loss_weight", m.distill_loss_weight, 0),
         ("sparsity_warm_epochs", p.sparsity_warm_epochs, 0),
         ("cooldown_epochs", p.cooldown_epochs, 0),
     ):
-        if value is not None and not least <= value < float("inf"):
-            raise PruningError(f"--{name}: want at least {least}, got {value}")
+        if value is not None and not least <= value < _HUGE:
+            raise PruningError(f"--{name}: want at least {least} and below {_HUGE:g}, got {value}")
+    if not 0 <= t.seed < 2**32:
+        raise PruningError(f"--seed: want a whole number from 0 up to but not 2**32, got {t.seed}")
     for name, number in (("learning_rate", t.learning_rate), ("num_train_epochs", t.num_train_epochs)):
-        if number is not None and not 0 < number < float("inf"):
-            raise PruningError(f"--{name}: want a number above 0, got {number}")
+        if number is not None and not 0 < number < _HUGE:
+            raise PruningError(f"--{name}: want a number above 0 and below {_HUGE:g}, got {number}")
     if p.pruning_frequency is not None and p.pruning_frequency != -1 and p.pruning_frequency < 1:
         raise PruningError(f"--pruning_frequency: want at least 1, or -1 to have it chosen, got {p.pruning_frequency}")
 

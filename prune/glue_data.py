@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,16 @@ def _rows(path: Path) -> Iterator[tuple[str, Example]]:
             raise PruningError(f"{path}: is no parquet file: {str(error).splitlines()[0]}") from None
         yield from ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
         return
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             if path.suffix in (".csv", ".tsv"):
                 tab = path.suffix == ".tsv"
                 reader = csv.DictReader(
                     file, delimiter="\t" if tab else ",", quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
                 )
+                names = reader.fieldnames or []
+                if len(set(names)) < len(names):
+                    raise PruningError(f"{path}: line 1: a column is named twice: {', '.join(names)}")
                 for row in reader:
                     where = f"{path}: line {reader.line_num}"
                     if None in row or None in row.values():
@@ -48,6 +52,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Example]]:
                     yield f"{path}: line {number}", _json_row(line, f"{path}: line {number}")
         except UnicodeDecodeError as error:
             raise PruningError(f"{path}: is not UTF-8 text: {error}") from None
+        except csv.Error as error:
+            raise PruningError(f"{path}: line {reader.line_num}: {error}") from None
 
 
 def _json_row(line: str, where: str) -> Example:
@@ -67,7 +73,7 @@ def _label(value: Any, task: Task, where: str) -> int | float:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
-    if task.is_regression and number == number:
+    if task.is_regression and math.isfinite(number):
         return number
     if number in range(task.num_labels):
         return int(number)
@@ -89,6 +95,8 @@ def read_file(path: Path, task: Task) -> list[Example]:
         for column in task.columns:
             if not isinstance(row[column], str):
                 raise PruningError(f"{where}: column {column!r}: want text, got {row[column]!r}")
+            if any(0xD800 <= ord(letter) < 0xE000 for letter in row[column]):
+                raise PruningError(f"{where}: column {column!r}: holds half of a surrogate pair, which is no text")
         examples.append({c: row[c] for c in task.columns} | {"label": _label(row["label"], task, where)})
     if not examples:
         raise PruningError(f"{path}: holds no examples")

@@ -25,12 +25,11 @@ def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
                 f"give a model that was trained on {task.name}, or one without a head"
             )
         config.num_labels = task.num_labels
-        if task.is_regression:
-            config.problem_type = "regression"
+        config.problem_type = "regression" if task.is_regression else "single_label_classification"
         model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype="float32")
-    except (OSError, ValueError) as error:
-        if isinstance(error, PruningError):
-            raise
+    except PruningError:
+        raise
+    except Exception as error:  # a broken folder fails in many ways
         raise PruningError(f"--{flag}: {path} can't be loaded: {' '.join(str(error).split())[:200]}") from None
     return model, trained_head
 
@@ -54,6 +53,8 @@ def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module 
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=not args.use_slow_tokenizer)
     except (OSError, ValueError) as error:
         raise PruningError(f"--model_name_or_path: {path} has no tokenizer: {str(error).splitlines()[0]}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise PruningError(f"--model_name_or_path: {path} has no tokenizer: its vocabulary is empty")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise PruningError(f"--model_name_or_path: the tokenizer of {path} has no padding token")
@@ -76,6 +77,11 @@ def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module 
             f"--model_name_or_path: {path} has no trained classification head, and matching hidden states never trains "
             "one; start from the fine-tuned teacher, or use --distill_mode both"
         )
+    teacher.config.pad_token_id = model.config.pad_token_id
+    if args.teacher_model_name_or_path and not _same_vocabulary(teacher_path, tokenizer):
+        raise PruningError(
+            f"--{flag}: the tokenizer of {teacher_path} is not that of {path}; it would read other words"
+        )
     mine, theirs = model.config.hidden_size, teacher.config.hidden_size
     if args.distill_mode != "logits" and mine != theirs:
         raise PruningError(
@@ -83,3 +89,28 @@ def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module 
             f"{theirs}; use logits"
         )
     return model, teacher, tokenizer
+
+
+def _same_vocabulary(path: str, tokenizer: Any) -> bool:
+    """Whether the tokenizer at this path, if there is one, gives words the same numbers."""
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        return True
+    return len(other) <= len(other.all_special_ids) or other.get_vocab() == tokenizer.get_vocab()
+
+
+def check_capacity(flag: str, model: Any, longest: int, largest_token: int) -> None:
+    """Raise PruningError if texts are longer, or token numbers larger, than the model can take."""
+    words = model.get_input_embeddings().num_embeddings
+    if largest_token >= words:
+        raise PruningError(f"--{flag}: the model knows {words} words, and the tokenizer gives number {largest_token}")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if positions and padding is not None:
+        positions -= padding + 1  # RoBERTa counts positions from behind the padding's
+    if positions and longest > positions:
+        raise PruningError(f"--max_length: texts have up to {longest} tokens, the model of --{flag} takes {positions}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,12 @@ from trisparse.prune.glue_args import GlueArguments
 
 CHECKPOINT = "checkpoint.pt"
 RESULTS = "all_results.json"
-_OURS = (CHECKPOINT, RESULTS, "best", "pruner.pt", "sparsity.json", "sparsity.png", "history.png", "history.json")
+# what a run writes into its folder, and into best/ in it
+_OURS = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "tokenizer*.model", "vocab.*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT,
+    RESULTS, "sparsity.json", "sparsity.png", "history.png", "history.json",
+)  # fmt: skip
 # what may differ between a run and the one that goes on with it
 _FREE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id",
@@ -36,7 +40,17 @@ def check_output_dir(args: GlueArguments) -> Path:
     folder = Path(t.output_dir)
     if folder.exists() and not folder.is_dir():
         raise PruningError(f"--output_dir: {folder} is a file")
-    resumes_here = t.resume_from_checkpoint and find_checkpoint(args).parent.resolve() == folder.resolve()
+    resumes_here = False
+    if t.resume_from_checkpoint:
+        source = find_checkpoint(args).parent
+        resumes_here = source.resolve() == folder.resolve()
+        if not resumes_here:
+            raise PruningError(f"--output_dir: {folder} is not the folder of the checkpoint; give {source}")
+    else:
+        for flag in ("model_name_or_path", "teacher_model_name_or_path"):
+            path = getattr(args.model, flag)
+            if path and Path(path).exists() and Path(path).resolve().is_relative_to(folder.resolve()):
+                raise PruningError(f"--output_dir: {folder} holds the model of --{flag}; give another folder")
     if folder.is_dir() and any(folder.iterdir()) and not (t.overwrite_output_dir or resumes_here):
         raise PruningError(
             f"--output_dir: {folder} holds another run; give --overwrite_output_dir to write over it, "
@@ -45,11 +59,27 @@ def check_output_dir(args: GlueArguments) -> Path:
     return folder
 
 
+def create_output_dir(folder: Path) -> None:
+    """Make sure that the folder is there.
+
+    Raises:
+        PruningError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PruningError(f"--output_dir: {folder} can't be written to: {error.strerror}") from None
+
+
 def clear_old_run(folder: Path) -> None:
-    """Remove what an earlier run wrote, so that nothing of it is taken for the new one's."""
-    for name in _OURS:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove the files that an earlier run wrote, and no others, so that none is taken for the new run's."""
+    for directory in (folder / "best", folder):
+        for pattern in _OURS:
+            for path in directory.glob(pattern):
+                path.unlink()
+    if (folder / "best").is_dir() and not any((folder / "best").iterdir()):
+        (folder / "best").rmdir()
 
 
 def find_checkpoint(args: GlueArguments) -> Path:
@@ -80,10 +110,12 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
-def save_checkpoint(folder: Path, args: GlueArguments, parts: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Write checkpoint.pt: the state of all parts, the arguments, the progress, the random generators."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(
+    folder: Path, args: GlueArguments, data: str, parts: dict[str, Any], progress: dict[str, Any]
+) -> None:
+    """Write checkpoint.pt: the state of all parts, the arguments, the data's digest, the progress, random state."""
     state = {
+        "data": data,
         "args": args.to_dict(),
         "progress": progress,
         "random": random_state(),
@@ -92,16 +124,18 @@ def save_checkpoint(folder: Path, args: GlueArguments, parts: dict[str, Any], pr
     atomic_save(folder / CHECKPOINT, lambda path: torch.save(state, path))
 
 
-def load_checkpoint(args: GlueArguments, parts: dict[str, Any], total_steps: int) -> dict[str, Any]:
+def load_checkpoint(args: GlueArguments, data: str, parts: dict[str, Any], total_steps: int) -> dict[str, Any]:
     """Restore all parts and the random generators; returns the progress.
 
     Raises:
-        PruningError: the file is damaged, of a run with other arguments, or of one that has ended.
+        PruningError: the file is damaged, of a run with other arguments or data, or of one that has ended.
     """
     path = find_checkpoint(args)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["args"]
+        saved, step = state["args"], state["progress"]["step"]
+        if lacking := {"data", "parts", "random"} - set(state):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except Exception as error:
         raise PruningError(f"--resume_from_checkpoint: {path} is damaged: {str(error).splitlines()[0]}") from None
     for key, value in args.to_dict().items():
@@ -110,9 +144,10 @@ def load_checkpoint(args: GlueArguments, parts: dict[str, Any], total_steps: int
                 f"--resume_from_checkpoint: {path} is of another run: it had --{key} {saved.get(key)}, this one "
                 f"has {value}; resume with the same arguments"
             )
+    if state["data"] != data:
+        raise PruningError(f"--resume_from_checkpoint: {path} is of a run on other data; give the same examples")
     if set(state["parts"]) != set(parts):
         raise PruningError(f"--resume_from_checkpoint: {path} is of another kind of run")
-    step = state["progress"]["step"]
     if step >= total_steps:
         raise PruningError(f"--resume_from_checkpoint: that run ended at step {step} of {total_steps}; nothing is left")
     for name, part in parts.items():
@@ -123,14 +158,13 @@ def load_checkpoint(args: GlueArguments, parts: dict[str, Any], total_steps: int
 
 def save_model(folder: Path, model: Any, tokenizer: Any, pruner: Any) -> None:
     """Save dense weights with zeros, tokenizer and pruner state; complete or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{uuid.uuid4().hex}", dir=folder.parent))
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".saving", dir=folder))  # in the folder: a rename can't leave its disk
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if pruner is not None:
             torch.save(pruner.state_dict(), temporary / "pruner.pt")
-        folder.mkdir(exist_ok=True)
         for path in temporary.iterdir():
             path.replace(folder / path.name)
     finally:
@@ -157,7 +191,7 @@ def push_to_hub(folder: Path, args: GlueArguments) -> str:
         api = HfApi(token=t.hub_token)
         url = api.create_repo(t.hub_model_id, exist_ok=True)
         api.upload_folder(
-            repo_id=url.repo_id, folder_path=folder, ignore_patterns=[CHECKPOINT, "best/*"],
+            repo_id=url.repo_id, folder_path=folder, allow_patterns=list(_OURS), ignore_patterns=[CHECKPOINT, "*/*"],
             commit_message="Upload of trisparse-glue",
         )  # fmt: skip
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +20,8 @@ from trisparse.prune.distill import Teacher
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue_args import TRACKERS, GlueArguments, TrainingArguments
 from trisparse.prune.glue_data import EpochSampler, load_splits, make_loader, tokenize
-from trisparse.prune.glue_models import load_models
-from trisparse.prune.glue_output import check_output_dir, clear_old_run
+from trisparse.prune.glue_models import check_capacity, load_models
+from trisparse.prune.glue_output import check_output_dir, create_output_dir
 from trisparse.prune.glue_plan import Plan, make_plan
 from trisparse.prune.glue_tasks import Task, find_task
 from trisparse.prune.pruner import Pruner
@@ -27,7 +29,10 @@ from trisparse.prune.pruner import Pruner
 
 @dataclass
 class Setup:
-    """A run, ready to start. `bare` is the model inside `model`'s wrappers; `pruner` is None for a dense run."""
+    """A run, ready to start.
+
+    `bare` is the model inside `model`'s wrappers, `pruner` is None for a dense run, `data` a digest of the examples.
+    """
 
     args: GlueArguments
     task: Task
@@ -43,6 +48,7 @@ class Setup:
     sampler: EpochSampler
     validation: dict[str, DataLoader]
     plan: Plan
+    data: str
 
 
 def set_up(args: GlueArguments) -> Setup:
@@ -60,6 +66,8 @@ def set_up(args: GlueArguments) -> Setup:
     bare, teacher_model, tokenizer = load_models(args.model, task)
 
     features = {name: tokenize(rows, task, tokenizer, d.max_length) for name, rows in splits.items()}
+    all_rows = list(features.values())
+    digest = hashlib.sha256(json.dumps(features).encode()).hexdigest()
     train = features.pop("train")
     lengths = [len(row["input_ids"]) for row in train]
     sampler = EpochSampler(lengths, t.seed, d.per_device_train_batch_size, d.group_by_length)
@@ -72,8 +80,14 @@ def set_up(args: GlueArguments) -> Setup:
     plan = make_plan(args, len(train_loader))
     pruner = make_pruner(args, bare, model, plan) if plan.window is not None else None
 
-    if t.resume_from_checkpoint is None and accelerator.is_main_process:
-        clear_old_run(folder)
+    longest = d.max_length if d.pad_to_max_length else max(len(row["input_ids"]) for rows in all_rows for row in rows)
+    tokens = max(max(row["input_ids"]) for rows in all_rows for row in rows)
+    check_capacity("model_name_or_path", bare, longest, tokens)
+    if teacher_model is not None:
+        check_capacity("teacher_model_name_or_path", teacher_model, longest, tokens)
+    create_output_dir(folder)
+    if accelerator.log_with:
+        accelerator.init_trackers("trisparse")
     teacher = None
     if teacher_model is not None:
         teacher = Teacher(teacher_model.to(accelerator.device))
@@ -85,7 +99,7 @@ def set_up(args: GlueArguments) -> Setup:
                 teacher.fill_cache({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar)
     return Setup(
         args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, train_loader, sampler,
-        validation, plan,
+        validation, plan, digest,
     )  # fmt: skip
 
 
@@ -122,6 +136,4 @@ def _accelerator(t: TrainingArguments) -> Accelerator:
         )
     except ValueError as error:
         raise PruningError(f"--mixed_precision: {t.mixed_precision}: {str(error).splitlines()[0]}") from None
-    if packages:
-        accelerator.init_trackers("trisparse")
     return accelerator

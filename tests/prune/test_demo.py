@@ -62,3 +62,15 @@ def test_a_missed_promise_fails_the_demo(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "demo_results.json").read_text())
     assert [row["pattern"] for row in rows] == ["dense", "2:4", "4x1", "1xchannel"] * 2
     assert keep.read_text() == "mine", "nothing but the demo's own files is touched"
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for argv, message in (
+        (["--out", str(tmp_path / "file")], "Not a directory"),
+        (["--outt", "x"], "unrecognized arguments: --outt x"),
+    ):
+        assert main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("trisparse-demo: error: ")
+        assert message in line

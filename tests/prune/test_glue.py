@@ -147,8 +147,8 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra):
     whole = glue(world, "dense", "whole", *flags)
     save = glue_output.save_checkpoint
 
-    def die_after_saving(folder, args, parts, progress):
-        save(folder, args, parts, progress)
+    def die_after_saving(folder, args, data, parts, progress):
+        save(folder, args, data, parts, progress)
         if progress["epoch"] == 2:
             raise KeyboardInterrupt
 
@@ -169,26 +169,29 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra):
     shutil.rmtree(world / "halves")
 
 
-def test_a_checkpoint_of_another_run_is_refused(world, capsys):
-    flags = [
-        "--num_train_epochs",
-        "1",
-        "--resume_from_checkpoint",
-        str(world / "dense"),
-        "--output_dir",
-        str(world / "elsewhere"),
-    ]
-    assert main([*argv(world, "init", "x", *flags), "--learning_rate", "2e-3"]) == 2
-    assert (
-        "is of another run: it had --learning_rate 0.001, this one has 0.002; resume with the same"
-        in capsys.readouterr().err
+def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys):
+    def refused(message, folder="dense", *flags):
+        where = str(world / folder)
+        base = argv(world, "init", folder, "--num_train_epochs", "1", "--resume_from_checkpoint", where)
+        assert main([*base, *flags]) == 2
+        assert message in capsys.readouterr().err
+
+    refused(
+        "is of another run: it had --learning_rate 0.001, this one has 0.002; resume with the same",
+        "dense",
+        "--learning_rate",
+        "2e-3",
     )
+    refused("elsewhere is not the folder of the checkpoint; give", "dense", "--output_dir", str(world / "elsewhere"))
+    refused("is no checkpoint and holds no checkpoint.pt", "data")
+    write_task(tmp_path, "mrpc", train=96, validation=40, seed=1)
+    refused("is of a run on other data", "dense", "--dataset_dir", str(tmp_path))
     (world / "broken").mkdir()
     (world / "broken" / "checkpoint.pt").write_bytes((world / "dense" / "checkpoint.pt").read_bytes()[:5000])
-    assert main([*argv(world, "init", "x", *flags), "--resume_from_checkpoint", str(world / "broken")]) == 2
-    assert "checkpoint.pt is damaged" in capsys.readouterr().err
-    assert main([*argv(world, "init", "x", *flags), "--resume_from_checkpoint", str(world / "data")]) == 2
-    assert "is no checkpoint and holds no checkpoint.pt" in capsys.readouterr().err
+    refused("checkpoint.pt is damaged", "broken")
+    state = torch.load(world / "dense" / "checkpoint.pt", weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != "random"}, world / "broken" / "checkpoint.pt")
+    refused("checkpoint.pt is damaged: it lacks random", "broken")
     assert not (world / "elsewhere").exists()
 
 
@@ -333,11 +336,67 @@ def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, capsys):
     refused("--mixed_precision", "fp16", message="--mixed_precision: fp16")
 
 
-def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys):
+def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys, monkeypatch):
+    import transformers
+
     assert main(argv(world, "init", "dense")) == 2
     assert "holds another run; give --overwrite_output_dir" in capsys.readouterr().err
     glue(world, "dense", "again", "--max_train_steps", "1", "--do_prune", "--pruning_pattern", "2:4")
-    assert (world / "again" / "pruner.pt").exists()
-    glue(world, "dense", "again", "--max_train_steps", "1", "--overwrite_output_dir")
-    assert not (world / "again" / "pruner.pt").exists()
-    assert not (world / "again" / "sparsity.png").exists()
+    again = world / "again"
+    (again / "mine.txt").write_text("kept")
+    (again / "best").mkdir(exist_ok=True)
+    (again / "best" / "mine.txt").write_text("kept")
+    before = {p: p.read_bytes() for p in again.rglob("*") if p.is_file()}
+    flags = ["--max_train_steps", "1", "--overwrite_output_dir"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            transformers,
+            "get_scheduler",
+            lambda n, optimizer, *_: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e36),
+        )
+        assert main(argv(world, "init", "again", "--max_train_steps", "3", "--overwrite_output_dir")) == 2
+    assert {p: p.read_bytes() for p in again.rglob("*") if p.is_file()} == before, (
+        "a run that fails at once costs nothing"
+    )
+    glue(world, "dense", "again", *flags)
+    assert not (again / "pruner.pt").exists()
+    assert not (again / "sparsity.png").exists()
+    assert (again / "mine.txt").read_text() == (again / "best" / "mine.txt").read_text() == "kept"
+    for model in ("again", "again/best"):
+        assert main(argv(world, model, "again", *flags)) == 2
+        assert "again holds the model of --model_name_or_path; give another folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_link_to_another_disk(world, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    glue(world, "init", "x", "--max_train_steps", "1", "--output_dir", str(tmp_path / "link"))
+    assert {"all_results.json", "model.safetensors", "best"} <= {p.name for p in (tmp_path / "real").iterdir()}
+    assert {p.name for p in tmp_path.iterdir()} == {"real", "link"}, "nothing is written beside the folder"
+
+
+def test_models_that_cannot_take_the_data(world, tmp_path, capsys):
+    def refused(message, *flags, model="dense"):
+        assert main([*argv(world, model, "refused", "--max_train_steps", "1", *flags)]) == 2
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("trisparse-glue: "))
+        assert message in line
+        assert not (world / "refused").exists()
+
+    def copy(name, *without):
+        shutil.copytree(
+            world / "dense", tmp_path / name, ignore=shutil.ignore_patterns("best", "checkpoint.pt", *without)
+        )
+        return tmp_path / name
+
+    refused(
+        "--max_length: texts have up to 128 tokens, the model of --model_name_or_path takes 64", "--pad_to_max_length"
+    )
+    refused("has no tokenizer", "--model_name_or_path", str(copy("bare", "tokenizer*")))
+    broken = copy("broken")
+    (broken / "model.safetensors").write_bytes(b"12345678")
+    refused("broken can't be loaded", "--model_name_or_path", str(broken))
+    other = copy("other")
+    text = (other / "tokenizer.json").read_text().replace('"bought"', '"b0ught"')
+    (other / "tokenizer.json").write_text(text)
+    refused("it would read other words", "--distill_loss_weight", "1", "--teacher_model_name_or_path", str(other))
+    refused("can't be written to", "--output_dir", "/proc/nowhere")

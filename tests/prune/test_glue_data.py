@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from trisparse import PruningError
 from trisparse.prune.glue_args import DataArguments
 from trisparse.prune.glue_data import EpochSampler, load_splits, read_file
 from trisparse.prune.glue_tasks import TASKS
@@ -39,6 +40,33 @@ def write(path, rows):
 def test_every_format_reads_the_same(tmp_path, ending):
     write(tmp_path / f"train.{ending}", ROWS)
     assert read_file(tmp_path / f"train.{ending}", TASKS["mrpc"]) == ROWS
+
+
+def test_files_from_other_systems(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"sentence": "x", "label": 1}\r\n')
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfsentence,label\r\nx,1\r\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert read_file(tmp_path / name, TASKS["sst2"]) == [{"sentence": "x", "label": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "sentence,label,label\nx,1,0\n", "line 1: a column is named twice"),
+        ("t.csv", "sentence,label\n" + "x" * 200_000 + ",1\n", "t.csv: line 1: field larger than field limit"),
+        ("t.jsonl", '{"sentence": "\\ud800", "label": 1}', "line 1: column 'sentence': holds half of a surrogate pair"),
+    ],
+)
+def test_odd_files(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PruningError, match=message):
+        read_file(tmp_path / name, TASKS["sst2"])
+
+
+def test_an_infinite_score_is_no_label(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "label": Infinity}')
+    with pytest.raises(PruningError, match="label inf is none of stsb's; want a number"):
+        read_file(tmp_path / "t.jsonl", TASKS["stsb"])
 
 
 def test_splits_and_files(tmp_path):

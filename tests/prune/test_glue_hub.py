@@ -93,13 +93,16 @@ def command(tmp_path, script):
 
 
 def test_the_result_is_uploaded(hub, command, tmp_path):
-    flags = ["--push_to_hub", "--hub_model_id", "me/tiny", "--hub_token", "hf_secret"]
+    (tmp_path / "out" / "notes").mkdir(parents=True)
+    (tmp_path / "out" / "notes" / "mine.json").write_text("{}")
+    (tmp_path / "out" / "mine.txt").write_text("not for the hub")
+    flags = ["--push_to_hub", "--hub_model_id", "me/tiny", "--hub_token", "hf_secret", "--overwrite_output_dir"]
     result = command(f"http://127.0.0.1:{hub.server_port}", *flags)
     assert result.returncode == 0, result.stderr
     assert "uploaded to" in result.stdout
     assert hub.created[0]["name"] == "tiny"
     assert {"model.safetensors", "config.json", "tokenizer.json", "all_results.json"} <= set(hub.files)
-    assert "checkpoint.pt" not in hub.files
+    assert not {"checkpoint.pt", "mine.txt", "notes/mine.json", "best/model.safetensors"} & set(hub.files)
     assert hub.files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     assert hub.tokens == {"Bearer hf_secret"}
     assert "hf_secret" not in hub.files["all_results.json"].decode()
