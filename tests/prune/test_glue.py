@@ -265,6 +265,29 @@ def test_every_trainable_parameter_is_in_one_group_of_the_optimizer(world):
         assert id(model.bert.embeddings.LayerNorm.weight) not in decays
 
 
+def test_the_best_model_is_chosen_after_the_last_event_only(world, monkeypatch):
+    from trisparse.prune import glue_eval
+
+    accuracies = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr(glue_eval, "evaluate", lambda *args: {"accuracy": next(accuracies), "f1": 0.5})
+    results = glue(
+        world,
+        "dense",
+        "chosen",
+        "--do_prune",
+        "--pruning_pattern",
+        "2:4",
+        "--num_train_epochs",
+        "3",
+        "--cooldown_epochs",
+        "1",
+    )
+    assert results["best_eval"]["accuracy"] == 0.8
+    assert results["eval"]["accuracy"] == 0.7
+    best = weights(world / "chosen" / "best")["bert.encoder.layer.0.output.dense.weight"]
+    assert ((best.view(-1, 4) != 0).sum(1) == 2).all()
+
+
 def test_a_collapsed_model_is_called_so(world):
     results = glue(world, "init", "collapsed", "--max_train_steps", "1", "--learning_rate", "1e-9")
     majority = 0.5 + 0.02

@@ -133,6 +133,25 @@ def test_initial_zeros_stay_and_count(train, pattern):
     assert pruner.report().pruned_layers == 0.5
 
 
+def test_initial_n_m_groups_count_as_pruned_whatever_their_scores():
+    """Half of the groups are 2:4 already; their gradients are the largest, and still they are the ones that count."""
+    from trisparse import prune_once
+
+    model = one_layer(8, 16)
+    prune_once(model, pattern="2:4", target_sparsity=0.25, exclude_head=False)
+    zero = model[0].weight == 0
+    config = PruningConfig(
+        pattern="2:4", target_sparsity=0.25, pruning_type="gradient", lock_init_sparsity=True, start_step=1, end_step=1,
+        exclude_head=False,
+    )  # fmt: skip
+    pruner = Pruner(model, config)
+    groups = zero.view(-1, 4).any(1, keepdim=True).expand(-1, 4).reshape(8, 16)
+    model[0].weight.grad = torch.where(groups, 100.0, 1.0)
+    pruner.observe()
+    pruner.step()
+    assert torch.equal(model[0].weight == 0, zero)
+
+
 def test_group_lasso_shrinks_by_the_norm_of_the_weights():
     config = PruningConfig(
         pattern="2x1", target_sparsity=0.5, reg_type="group_lasso", reg_coeff=0.5, start_step=2, end_step=3,
