@@ -38,7 +38,7 @@ class Plain:
     """Score and mask as one would write them down."""
 
     def __init__(self, model: nn.Module, block: tuple[int, int]) -> None:
-        self.weights = list(model.parameters())
+        self.weights = [nn.Parameter(weight.detach().clone()) for weight in model.parameters()]
         self.shapes = []
         for weight in self.weights:
             rows, cols = weight.shape
@@ -65,13 +65,14 @@ def measure(model: nn.Module, pattern: str, target: float, events: int) -> dict[
     pruner = Pruner(model, config)
     plain = Plain(model, PLAIN_BLOCKS[pattern])
     values = [torch.randn_like(w) for w in model.parameters()]
-    for weight in model.parameters():
-        weight.grad = torch.randn_like(weight)
+    for weight, other in zip(model.parameters(), plain.weights, strict=True):
+        weight.grad = other.grad = torch.randn_like(weight)
 
     def seconds(*calls: Callable[[], None]) -> float:
         with torch.no_grad():
-            for weight, value in zip(model.parameters(), values, strict=True):
+            for weight, other, value in zip(model.parameters(), plain.weights, values, strict=True):
                 weight.copy_(value)  # as an optimizer would fill the zeros again
+                other.copy_(value)
         begin = time.perf_counter()
         for call in calls:
             call()
