@@ -18,9 +18,10 @@ CHECKPOINT = "checkpoint.pt"
 RESULTS = "all_results.json"
 # what a run writes into its folder, and into best/ in it
 _OURS = (
-    "*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "tokenizer*.model", "vocab.*",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT,
-    RESULTS, "sparsity.json", "sparsity.png", "history.png", "history.json",
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json",
+    "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT, RESULTS, "sparsity.json", "sparsity.png",
+    "history.png", "history.json",
 )  # fmt: skip
 # what may differ between a run and the one that goes on with it
 _FREE = {

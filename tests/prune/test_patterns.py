@@ -69,7 +69,11 @@ def test_hf_conv1d_is_pruned_along_its_inputs():
     assert report.matmul_gemm_conv == 0.5
 
 
-@pytest.mark.parametrize("conv", [nn.Conv1d(8, 4, 3), nn.Conv2d(8, 4, (2, 3))], ids=["Conv1d", "Conv2d"])
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv1d(8, 4, 3), nn.Conv2d(8, 4, (2, 3)), nn.Conv3d(8, 4, (1, 2, 3))],
+    ids=["Conv1d", "Conv2d", "Conv3d"],
+)
 def test_conv_channels_are_real_channels(conv):
     model = nn.Sequential(conv)
     with torch.no_grad():
