@@ -15,8 +15,8 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.layers import Layer, exact
 from trisparse.prune.progressive import PARTS, Parts
 from trisparse.prune.schedules import event_at, sparsity_at
-from trisparse.prune.selection import select
-from trisparse.sparse_ops import apply_masks, nm_mask, score_units
+from trisparse.prune.selection import Selection
+from trisparse.sparse_ops import Plan, apply_masks, nm_mask, score_units
 from trisparse.sparse_ops.units import expand_units
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
@@ -41,8 +41,13 @@ class PrunedGroup:
         self.units = [_full(layer, layer.grid, True) for layer in layers]
         self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
         self.scores: list[Tensor] = []
-        self.seen = [False] * len(layers)
+        self.seen = torch.zeros(len(layers), dtype=torch.bool, device=_device(self.layers))
         self.parts: Parts | None = None
+        units = [mask.numel() for mask in self.units]
+        weights = [layer.weight.numel() for layer in layers]
+        self.selection = Selection(config, self.sizes, weights, units, self.seen.device)
+        self._views = [layer.view for layer in layers]
+        self._plans = {name: Plan() for name in ("score", "magnitude", "select", "units", "weights", "cost")}
         self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
         self.active = False
         if config.is_lock or config.lock_init_sparsity:
@@ -62,7 +67,10 @@ class PrunedGroup:
 
     @property
     def views(self) -> list[Tensor]:
-        return [layer.view for layer in self.layers]
+        """The weights as units see them, also after `weight.data` was set to another tensor."""
+        if any(v.data_ptr() != layer.weight.data_ptr() for v, layer in zip(self._views, self.layers, strict=True)):
+            self._views = [layer.view for layer in self.layers]
+        return self._views
 
     @property
     def score_blocks(self) -> list[tuple[int, int]]:
@@ -92,19 +100,24 @@ class PrunedGroup:
                 return
         elif self.sparsity(step) is None:
             return
+        self.score(grad_scale)
+
+    def score(self, grad_scale: float = 1.0) -> None:
+        """Score the gradients; work for the device only, that a CUDA graph can hold."""
+        c = self.config
         if not self.scores:
             self.scores = self._new_scores()
-        grads = [layer.grad_view for layer in self.layers]
-        updated = score_units(
+        score_units(
             self.scores,
             self.views,
-            grads,
+            [layer.grad_view for layer in self.layers],
             self.score_blocks,
+            self.seen,
             c.criterion,
             c.criterion_reduce_type,
             grad_scale=grad_scale,
+            plan=self._plans["score"],
         )
-        self.seen = [a or b for a, b in zip(self.seen, updated, strict=True)]
 
     def fire(self, step: int) -> None:
         """Choose new masks if an event falls on this step, or move on with the parts of the last one."""
@@ -113,50 +126,60 @@ class PrunedGroup:
             return
         sparsity = self.sparsity(step)
         if sparsity is not None:
-            self._prune_to(sparsity, step)
+            self.selection.ask(sparsity)
+            before = [mask.clone() for mask in self.units] if c.is_progressive else []
+            scores = self.prune()
+            if c.is_progressive:
+                self.parts = Parts.of_event(step, scores, before, self.units)
+                self._shown = None
             if step >= self._last_event_step:
                 self.scores = []
         if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == PARTS):
             self.parts = None
 
-    def _prune_to(self, sparsity: float, step: int) -> None:
+    def prune(self) -> list[Tensor]:
+        """Choose masks as `selection` was asked to; work for the device only. Returns the scores it went by."""
         c = self.config
-        if c.needs_gradient:
-            scores = self.scores
-        else:
+        scores = self.scores
+        if not c.needs_gradient:
             scores = self._new_scores()
             none: list[Tensor | None] = [None] * len(scores)
-            score_units(scores, self.views, none, self.score_blocks, "magnitude", c.criterion_reduce_type)
+            score_units(
+                scores, self.views, none, self.score_blocks, torch.zeros_like(self.seen), "magnitude",
+                c.criterion_reduce_type, plan=self._plans["magnitude"],
+            )  # fmt: skip
         if self.is_nm:
-            self._prune_groups(sparsity, scores)
+            self._prune_groups(scores)
         else:
-            before, self.units = self.units, self._select(sparsity, scores)
-            if c.is_progressive:
-                self.parts = Parts.of_event(step, scores, before, self.units)
-                self._shown = None
+            self.selection.run(scores, self.units, self._plans["select"])
         self.active = True
+        return scores
 
-    def _select(self, sparsity: float, scores: Sequence[Tensor]) -> list[Tensor]:
-        weights = [layer.weight.numel() for layer in self.layers]
-        return select(self.config, sparsity, scores, self.units, self.sizes, weights)
-
-    def _prune_groups(self, sparsity: float, scores: Sequence[Tensor]) -> None:
+    def _prune_groups(self, scores: Sequence[Tensor]) -> None:
         n, m = self.config.pattern.n, self.config.pattern.m
         rivals = scores
         if self.config.lock_init_sparsity:  # a weight that is locked at zero goes first
             rivals = [s.masked_fill(~choice, -1.0) for s, choice in zip(scores, self.choices, strict=True)]
         best = [nm_mask(score, n, m) for score in rivals]
-        costs = [_group_cost(score, keep, m) for score, keep in zip(scores, best, strict=True)]
-        before, self.units = self.units, self._select(sparsity, costs)
+        costs = self._group_costs(scores, best)
+        before = [mask.clone() for mask in self.units]
+        self.selection.run(costs, self.units, self._plans["select"])
         for i, keep in enumerate(best):
             new = before[i] & ~self.units[i]  # the choice inside a group is made once, when it is pruned
             self.choices[i] &= keep | ~expand_units(new, (1, m))
+
+    def _group_costs(self, scores: Sequence[Tensor], best: Sequence[Tensor]) -> list[Tensor]:
+        """Sums of the scores that go if every group is pruned, `[rows, cols / m]`."""
+        lost = [score.clone() for score in scores]
+        apply_masks(lost, [~keep for keep in best], [_EACH] * len(lost), self._plans["cost"])
+        groups = [score.view(len(score), -1, self.config.pattern.m).unbind(2) for score in lost]
+        return [functools.reduce(Tensor.add_, rest, first.clone()) for first, *rest in groups]
 
     def check_scored(self, step: int) -> None:
         """Raise PruningError if an event at this step would prune layers that have no score."""
         if not self.config.needs_gradient or self.sparsity(step) is None:
             return
-        missing = [layer.name for layer, seen in zip(self.layers, self.seen, strict=True) if not seen]
+        missing = [layer.name for layer, seen in zip(self.layers, self.seen.tolist(), strict=True) if not seen]
         if missing:
             when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
             raise PruningError(
@@ -176,7 +199,8 @@ class PrunedGroup:
     def write_masks(self, step: int) -> None:
         """Zero the pruned weights in place."""
         if self.active:
-            apply_masks(self.views, *self.masks(step))
+            masks, blocks = self.masks(step)
+            apply_masks(self.views, masks, blocks, self._plans["units" if masks is self.units else "weights"])
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """The masks in force after this many steps, and the block that each of their values covers."""
@@ -209,7 +233,7 @@ class PrunedGroup:
             "units": [pack_bits(mask) for mask in self.units],
             "choices": [pack_bits(mask) for mask in self.choices],
             "scores": [score.clone() for score in self.scores],
-            "seen": list(self.seen),
+            "seen": self.seen.tolist(),
             "active": self.active,
             "parts": parts and {"event_step": parts.event_step, "layer": parts.layer, "unit": parts.unit},
         }
@@ -220,19 +244,22 @@ class PrunedGroup:
         self.scores = self._new_scores() if state["scores"] else []
         for mine, saved in zip(self.scores, state["scores"], strict=True):
             mine.copy_(saved)
-        self.seen = list(state["seen"])
+        self.seen.copy_(torch.tensor(state["seen"]))
         self.active = state["active"]
         parts = state["parts"]
         self.parts = Parts(parts["event_step"], parts["layer"].cpu(), parts["unit"].cpu()) if parts else None
         self._shown = None
 
 
-def _group_cost(score: Tensor, keep: Tensor, m: int) -> Tensor:
-    """Sum of the scores that go if every group is pruned, `[rows, cols / m]`."""
-    lost = score.clone()
-    apply_masks([lost], [~keep], [_EACH])
-    first, *rest = lost.view(lost.shape[0], -1, m).unbind(2)
-    return functools.reduce(Tensor.add_, rest, first.clone())
+def _device(layers: Sequence[Layer]) -> torch.device:
+    devices = {layer.weight.device: layer.name for layer in layers}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise PruningError(
+            f"op_names: one group's layers compete on one device, but there is {where}; "
+            "give the layers of each device a group of their own"
+        )
+    return next(iter(devices))
 
 
 def _matrix(layer: Layer) -> tuple[int, int]:

@@ -5,45 +5,60 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from trisparse.prune.config import GroupConfig
-from trisparse.sparse_ops import select_units
+from trisparse.sparse_ops import Plan, select_units
 
 _SLACK = 1e-9  # a bound such as 0.98 * 50 is meant as 49, not as 48.999...
 
 
-def bounds(config: GroupConfig, sparsity: float, weights: int, size: int, units: int, pruned: int) -> tuple[int, int]:
-    """Fewest and most units that a layer of this many weights has gone after the event."""
-    share = config.min_sparsity_ratio_per_op * sparsity / config.target_sparsity
-    low = min(max(math.floor(share * weights / size + _SLACK), pruned), units)
-    high = min(math.floor(config.max_sparsity_ratio_per_op * weights / size + _SLACK), units)
-    return low, max(high, low)
+class Selection:
+    """Bounds and targets of a group's events, in tensors that stay where they are.
 
+    `ask` writes what the next event wants; `run` reads it on the device. So one captured `run` serves all events.
 
-def select(
-    config: GroupConfig,
-    sparsity: float,
-    scores: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    sizes: Sequence[int],
-    weights: Sequence[int],
-) -> list[Tensor]:
-    """New unit masks that leave `sparsity` of the weights zero; what is pruned stays pruned.
-
-    `scores` and `kept` are per unit; `sizes` the weights a unit gives up, `weights` those of the layer.
+    Args:
+        config: of the group.
+        sizes: weights that go with one unit of each layer.
+        weights: weights of each layer.
+        units: units of each layer.
+        device: of the scores and masks.
     """
-    pruned = [~mask for mask in kept]
-    limits = [
-        bounds(config, sparsity, w, p, gone.numel(), int(gone.sum()))
-        for w, p, gone in zip(weights, sizes, pruned, strict=True)
-    ]
-    low, high = [b[0] for b in limits], [b[1] for b in limits]
 
-    def walk(part: slice) -> list[Tensor]:
-        target = math.floor(sparsity * sum(weights[part]) + 0.5)
-        return select_units(scores[part], pruned[part], sizes[part], low[part], high[part], target)
+    def __init__(
+        self,
+        config: GroupConfig,
+        sizes: Sequence[int],
+        weights: Sequence[int],
+        units: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.sizes, self.weights, self.units = list(sizes), list(weights), list(units)
+        self.is_global = config.pruning_scope == "global"
+        self._low, self._high = torch.zeros((2, len(self.sizes)), dtype=torch.int64, device=device)
+        self._targets = torch.zeros(1 if self.is_global else len(self.sizes), dtype=torch.int64, device=device)
 
-    if config.pruning_scope == "global":
-        return walk(slice(None))
-    return [walk(slice(i, i + 1))[0] for i in range(len(scores))]
+    def ask(self, sparsity: float) -> None:
+        """The next `run` leaves this fraction of the weights zero."""
+        c = self.config
+        low = self._units_of(c.min_sparsity_ratio_per_op * sparsity / c.target_sparsity)
+        high = self._units_of(c.max_sparsity_ratio_per_op)
+        parts = [sum(self.weights)] if self.is_global else self.weights
+        targets = [math.floor(sparsity * part + 0.5) for part in parts]
+        for tensor, values in ((self._low, low), (self._high, high), (self._targets, targets)):
+            host = torch.tensor(values, dtype=torch.int64)
+            tensor.copy_(host if tensor.device.type == "cpu" else host.pin_memory(), non_blocking=True)
+
+    def run(self, scores: Sequence[Tensor], masks: Sequence[Tensor], plan: Plan) -> None:
+        """Prune in the unit masks, in place; what is pruned stays pruned."""
+        select_units(scores, masks, self.sizes, self._low, self._high, self._targets, plan)
+
+    def _units_of(self, ratio: float) -> list[int]:
+        """Units of each layer that hold this share of its weights."""
+        return [
+            min(math.floor(ratio * weights / size + _SLACK), units)
+            for weights, size, units in zip(self.weights, self.sizes, self.units, strict=True)
+        ]

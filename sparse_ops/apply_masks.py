@@ -1,11 +1,16 @@
 """Write zeros where a mask prunes, in place."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view
+from trisparse.kernels.plan import plan_units
+from trisparse.sparse_ops.library import define, nothing
+from trisparse.sparse_ops.plan import Plan
+from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view, flat, pairs
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -31,22 +36,44 @@ def apply_masks_reference(weights: Sequence[Tensor], masks: Sequence[Tensor], bl
             bits.mul_(wide.reshape(weight.shape))
 
 
-def apply_masks(weights: Sequence[Tensor], masks: Sequence[Tensor], blocks: Sequence[Block]) -> None:
+def _reference(weights, masks, blocks, plan) -> None:
+    apply_masks_reference(weights, masks, pairs(blocks))
+
+
+def _kernel(weights, masks, blocks, plan) -> None:
+    from trisparse.kernels.apply_masks import apply_masks
+
+    apply_masks(weights, masks, pairs(blocks), plan)
+
+
+define(
+    "apply_masks(Tensor(a!)[] weights, Tensor[] masks, int[] blocks, Tensor[] plan) -> ()", _reference, _kernel, nothing
+)
+
+
+def apply_masks(
+    weights: Sequence[Tensor], masks: Sequence[Tensor], blocks: Sequence[Block], plan: Plan | None = None
+) -> None:
     """Set every weight of a pruned unit to +0.0, in place; the storage does not move.
 
     Args:
         weights: unit views, any float dtype; changed in place.
         masks: bool `[rows/n, cols/m]` each, contiguous, True = kept.
         blocks: `(n, m)` of each layer; `(1, 1)` for a mask with one value a weight.
+        plan: keeps what need be done only once; see `Plan`.
 
     Raises:
         ValueError: a shape that does not fit.
         TypeError: a mask that is not contiguous bool.
     """
-    check_lengths(weights=weights, masks=masks, blocks=blocks)
-    for i, (weight, mask, block) in enumerate(zip(weights, masks, blocks, strict=True)):
-        check_view(f"weights[{i}]", weight, block)
-        check_units(f"masks[{i}]", mask, weight, block)
-        if mask.dtype != torch.bool or not mask.is_contiguous():
-            raise TypeError(f"masks[{i}]: want contiguous torch.bool, got {mask.dtype}")
-    apply_masks_reference(weights, masks, blocks)
+    if plan is None or not plan.is_checked("apply_masks"):
+        check_lengths(weights=weights, masks=masks, blocks=blocks)
+        for i, (weight, mask, block) in enumerate(zip(weights, masks, blocks, strict=True)):
+            check_view(f"weights[{i}]", weight, block)
+            check_units(f"masks[{i}]", mask, weight, block)
+            if mask.dtype != torch.bool or not mask.is_contiguous():
+                raise TypeError(f"masks[{i}]: want contiguous torch.bool, got {mask.dtype}")
+    tables = []
+    if plan:
+        tables = plan.tables("apply_masks", lambda old: plan_units(weights, [masks], blocks, old), weights, masks)
+    torch.ops.trisparse.apply_masks(weights, masks, flat(blocks), tables)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from trisparse.sparse_ops.library import define
 from trisparse.sparse_ops.sort_keys import sort_keys
 
 _MAX_PAIRWISE_M = 8  # M * (M - 1) / 2 comparisons of whole columns; beyond, one sort is faster
@@ -28,24 +29,48 @@ def nm_mask_reference(scores: Tensor, n: int, m: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """Mask of the n highest of every m consecutive scores; a tie keeps the lower index.
+def _reference(scores, n, m, dim, magnitude) -> Tensor:
+    scores = scores.abs() if magnitude else scores
+    return nm_mask_reference(scores, n, m) if dim == 1 else nm_mask_reference(scores.t(), n, m).t().contiguous()
+
+
+def _kernel(scores, n, m, dim, magnitude) -> Tensor:
+    from trisparse.kernels.nm_mask import nm_mask
+
+    return nm_mask(scores, n, m, dim, magnitude)
+
+
+def _fake(scores, n, m, dim, magnitude) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+define("nm_mask(Tensor scores, int n, int m, int dim, bool magnitude) -> Tensor", _reference, _kernel, _fake)
+
+
+def nm_mask(scores: Tensor, n: int, m: int, dim: int = 1, magnitude: bool = False) -> Tensor:
+    """Mask of the n highest of every m consecutive values; a tie keeps the lower index.
 
     NaN counts as higher than inf, so it is kept.
 
     Args:
-        scores: `[rows, cols]` of any float dtype, cols a multiple of m.
+        scores: `[rows, cols]` of any float dtype; weights, with `magnitude`.
         n: how many to keep of each group, 1 <= n <= m.
-        m: consecutive columns in a group, at most 32.
+        m: consecutive values in a group, at most 32; divides the size of `dim`.
+        dim: along which values are consecutive: 1 for groups within a row, 0 within a column.
+        magnitude: order by |value|.
 
     Returns:
         bool `[rows, cols]`, True = kept, exactly n in every group.
 
     Raises:
-        ValueError: a shape, n or m that does not fit.
+        ValueError: a shape, n, m or dim that does not fit.
     """
     if not 1 <= n <= m <= 32:
         raise ValueError(f"n, m: want 1 <= n <= m <= 32, got {n}:{m}")
-    if scores.dim() != 2 or scores.shape[1] % m:
-        raise ValueError(f"scores: want [rows, cols] with cols a multiple of {m}, got {list(scores.shape)}")
-    return nm_mask_reference(scores, n, m)
+    if dim not in (0, 1):
+        raise ValueError(f"dim: want 0 or 1, got {dim}")
+    if scores.dim() != 2 or scores.shape[dim] % m:
+        raise ValueError(
+            f"scores: want [rows, cols] with {('rows', 'cols')[dim]} a multiple of {m}, got {list(scores.shape)}"
+        )
+    return torch.ops.trisparse.nm_mask(scores, n, m, dim, magnitude)

@@ -1,12 +1,17 @@
 """Score units: what it would cost to remove each, from weights and gradients."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view
+from trisparse.kernels.plan import plan_units
+from trisparse.sparse_ops.library import define, nothing
+from trisparse.sparse_ops.plan import Plan
+from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view, flat, pairs
 
 
 def _magnitude(weight: Tensor, grad: Tensor | None, out: Tensor) -> Tensor:
@@ -43,30 +48,28 @@ def score_units_reference(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     blocks: Sequence[Block],
+    seen: Tensor,
     criterion: str,
     reduce: str,
     decay: float,
     grad_scale: float,
-) -> list[bool]:
+) -> None:
     """Plain torch; see `score_units`."""
-    updated = [False] * len(scores)
     if not scores:
-        return updated
+        return
+    updated = [False] * len(scores)
     score_weights = CRITERIA[criterion]
     needs_grad = criterion != "magnitude"
     decay = decay if criterion == "snip_momentum" else 0.0
-    scratch: dict[torch.device, Tensor] = {}  # one for all layers: it stays in cache
-    largest = max(w.numel() for w in weights)
+    scratch = torch.empty(max(w.numel() for w in weights), dtype=torch.float32, device=seen.device)  # stays in cache
     for i, (score, weight, grad, (n, m)) in enumerate(zip(scores, weights, grads, blocks, strict=True)):
-        if grad is None and needs_grad:
+        if (grad is None and needs_grad) or not weight.numel():
             continue
-        if weight.device not in scratch:
-            scratch[weight.device] = torch.empty(largest, dtype=torch.float32, device=weight.device)
-        cost = score_weights(weight, grad, scratch[weight.device][: weight.numel()].view(weight.shape))
+        cost = score_weights(weight, grad, scratch[: weight.numel()].view(weight.shape))
         rows, cols = score.shape
         cost = REDUCTIONS[reduce](cost.view(rows, n, cols, m), (1, 3)) if n * m > 1 else cost.view(rows, cols)
-        # costs are never negative: their sum is finite exactly when each of them is
-        if needs_grad and not math.isfinite(cost.sum()):
+        # a gradient that is not finite makes its cost so, and the sum of costs, which are not negative
+        if grad is not None and needs_grad and not math.isfinite(cost.sum()) and not grad.isfinite().all():
             continue
         if needs_grad and grad_scale != 1:
             cost.div_(grad_scale)
@@ -75,7 +78,26 @@ def score_units_reference(
         else:
             score.copy_(cost)
         updated[i] = True
-    return updated
+    seen |= torch.tensor(updated, device=seen.device)
+
+
+def _reference(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale, plan) -> None:
+    score_units_reference(scores, weights, grads, pairs(blocks), seen, criterion, reduce, decay, grad_scale)
+
+
+def _kernel(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale, plan) -> None:
+    from trisparse.kernels.score_units import score_units
+
+    score_units(scores, weights, grads, pairs(blocks), seen, criterion, reduce, decay, grad_scale, plan)
+
+
+define(
+    "score_units(Tensor(a!)[] scores, Tensor[] weights, Tensor?[] grads, int[] blocks, Tensor(b!) seen, "
+    "str criterion, str reduce, float decay, float grad_scale, Tensor[] plan) -> ()",
+    _reference,
+    _kernel,
+    nothing,
+)
 
 
 def score_units(
@@ -83,15 +105,18 @@ def score_units(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     blocks: Sequence[Block],
+    seen: Tensor,
     criterion: str = "snip_momentum",
     reduce: str = "mean",
     decay: float = 0.9,
     grad_scale: float = 1.0,
-) -> list[bool]:
+    plan: Plan | None = None,
+) -> None:
     """Update the score of every unit of every layer in place, in fp32.
 
     With c = |W| (`magnitude`), |G| (`gradient`) or |W * G| (`snip`, `snip_momentum`), and R the
     reduction over the weights of a unit: S <- decay * S + R(c) for `snip_momentum`, S <- R(c) else.
+    A layer with no gradient, or with one that is infinite or NaN somewhere, keeps its scores.
     Sources: SNIP, arXiv 1810.02340; its running mean as in neural-compressor's `snip_momentum`.
 
     Args:
@@ -99,24 +124,52 @@ def score_units(
         weights: unit views, any float dtype.
         grads: gradients in the layout of `weights`, or None for a layer that has none.
         blocks: `(n, m)` of each layer.
+        seen: bool `[layers]`; set to True for each layer whose scores are updated, else left.
         criterion: a key of `CRITERIA`.
         reduce: `mean`, `sum` or `max` over the weights of a unit.
         decay: weight of the old score, for `snip_momentum` only.
         grad_scale: what a gradient scaler multiplied the gradients by; divided out.
-
-    Returns:
-        For each layer whether its scores were updated. A layer with no gradient, or with a cost that
-        is infinite or NaN, keeps its scores.
+        plan: keeps what need be done only once; see `Plan`.
 
     Raises:
         ValueError: an unknown criterion or reduction, or a shape that does not fit.
         TypeError: scores that are not contiguous fp32.
     """
-    check_lengths(scores=scores, weights=weights, grads=grads, blocks=blocks)
+    if plan is None or not plan.is_checked("score_units"):
+        _check(scores, weights, grads, blocks, seen, criterion, reduce)
+    grads = [_like(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+    tables = []
+    if plan:
+        beside = [weights if criterion == "magnitude" else grads, scores]
+        tables = plan.tables("score_units", lambda old: plan_units(weights, beside, blocks, old), weights, *beside)
+    torch.ops.trisparse.score_units(
+        scores, weights, grads, flat(blocks), seen, criterion, reduce, decay, grad_scale, tables
+    )
+
+
+def _like(weight: Tensor, grad: Tensor | None) -> Tensor | None:
+    """The gradient with its weight's strides, a copy only where they differ."""
+    if grad is None or grad.stride() == weight.stride():
+        return grad
+    return torch.empty_strided(weight.shape, weight.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
+
+
+def _check(
+    scores: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    blocks: Sequence[Block],
+    seen: Tensor,
+    criterion: str,
+    reduce: str,
+) -> None:
+    check_lengths(scores=scores, weights=weights, grads=grads, blocks=blocks, seen=seen)
     if criterion not in CRITERIA:
         raise ValueError(f"criterion: want one of {', '.join(CRITERIA)}, got {criterion!r}")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: want one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    if seen.dtype != torch.bool or seen.dim() != 1:
+        raise TypeError(f"seen: want torch.bool [layers], got {seen.dtype} {list(seen.shape)}")
     for i, (score, weight, grad, block) in enumerate(zip(scores, weights, grads, blocks, strict=True)):
         check_view(f"weights[{i}]", weight, block)
         check_units(f"scores[{i}]", score, weight, block)
@@ -124,4 +177,3 @@ def score_units(
             raise TypeError(f"scores[{i}]: want contiguous torch.float32, got {score.dtype}")
         if grad is not None and grad.shape != weight.shape:
             raise ValueError(f"grads[{i}]: want {list(weight.shape)} like its weight, got {list(grad.shape)}")
-    return score_units_reference(scores, weights, grads, blocks, criterion, reduce, decay, grad_scale)

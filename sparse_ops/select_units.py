@@ -5,11 +5,17 @@ each layer would give up at any threshold; clamped to the layer's bounds and wei
 brackets the place where the walk stops. Only the units inside the bracket are sorted.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from trisparse.kernels.plan import plan_selection
+from trisparse.sparse_ops.library import define, nothing
+from trisparse.sparse_ops.plan import Plan
+from trisparse.sparse_ops.select_by_sorting import select_by_sorting
 from trisparse.sparse_ops.sort_keys import PRUNED_KEY, sort_keys
 from trisparse.sparse_ops.units import check_lengths
 
@@ -17,12 +23,12 @@ _SHIFT = 18  # leading bits: sign, exponent and 5 of the mantissa
 _BINS = 1 << (32 - _SHIFT)
 
 
-def _keys(scores: Tensor, pruned: Tensor) -> Tensor:
+def _keys(scores: Tensor, kept: Tensor) -> Tensor:
     keys = sort_keys(scores).view(-1)
-    if not pruned.any():
+    if kept.all():
         return keys
     # masked_fill in three vectorised passes: all ones, then PRUNED_KEY, where the unit is gone
-    gone = pruned.contiguous().view(-1).view(torch.int8).neg().to(torch.int32)
+    gone = kept.view(-1).view(torch.int8).sub(1).to(torch.int32)
     return (keys | gone).bitwise_xor_(gone.bitwise_and_(~PRUNED_KEY))
 
 
@@ -85,63 +91,122 @@ def _lowest(key: Tensor, bins: Tensor, histogram: Tensor, count: int) -> Tensor:
     return keep
 
 
+def _select(
+    scores: Sequence[Tensor], masks: Sequence[Tensor], sizes: Tensor, lo: Tensor, hi: Tensor, target: int
+) -> None:
+    """One walk over all these layers, all of whose arguments are on the CPU."""
+    keys = [_keys(s, m) for s, m in zip(scores, masks, strict=True)]
+    bins = [_bins(key) for key in keys]
+    histogram = torch.stack([torch.bincount(b, minlength=_BINS) for b in bins])
+    counts = _count_pruned(keys, bins, histogram, sizes, lo, hi, target).tolist()
+    for key, bin_, row, count, mask in zip(keys, bins, histogram, counts, masks, strict=True):
+        mask.copy_(_lowest(key, bin_, row, count).view(mask.shape))
+
+
 def select_units_reference(
     scores: Sequence[Tensor],
-    pruned: Sequence[Tensor],
+    masks: Sequence[Tensor],
     sizes: Sequence[int],
-    lo: Sequence[int],
-    hi: Sequence[int],
-    target: int,
-) -> list[Tensor]:
-    """Plain torch; see `select_units`."""
+    lo: Tensor,
+    hi: Tensor,
+    targets: Tensor,
+) -> None:
+    """Plain torch, on the CPU; see `select_units`."""
     if not scores:
-        return []
-    keys = [_keys(s, p) for s, p in zip(scores, pruned, strict=True)]
-    bins = [_bins(key) for key in keys]
-    histogram = torch.stack([torch.bincount(b, minlength=_BINS).cpu() for b in bins])
-    bounds = (torch.tensor(lo), torch.tensor(hi))
-    counts = _count_pruned(keys, bins, histogram, torch.tensor(sizes), *bounds, target).tolist()
-    return [
-        _lowest(key, bin_, row, count).view(score.shape)
-        for key, bin_, row, count, score in zip(keys, bins, histogram, counts, scores, strict=True)
-    ]
+        return
+    units = torch.tensor([mask.numel() for mask in masks])
+    gone = units - torch.stack([mask.sum() for mask in masks])
+    lo = torch.minimum(torch.maximum(lo, gone), units)
+    hi = torch.minimum(torch.maximum(hi, lo), units)
+    weights = torch.tensor(sizes)
+    if len(targets) < len(scores):
+        _select(scores, masks, weights, lo, hi, int(targets))
+        return
+    for i, target in enumerate(targets.tolist()):
+        one = slice(i, i + 1)
+        _select(scores[one], masks[one], weights[one], lo[one], hi[one], target)
+
+
+def _reference(scores, masks, sizes, lo, hi, targets, plan) -> None:
+    select_units_reference(scores, masks, sizes, lo, hi, targets)
+
+
+def _kernel(scores, masks, sizes, lo, hi, targets, plan) -> None:
+    if len(targets) < len(scores) and len(set(sizes)) > 1:
+        select_by_sorting(scores, masks, sizes, lo, hi, targets)
+        return
+    from trisparse.kernels.select_units import select_units
+
+    select_units([score.float().contiguous() for score in scores], masks, sizes, lo, hi, targets, plan)
+
+
+define(
+    "select_units(Tensor[] scores, Tensor(a!)[] masks, int[] sizes, Tensor lo, Tensor hi, Tensor targets, "
+    "Tensor[] plan) -> ()",
+    _reference,
+    _kernel,
+    nothing,
+)
 
 
 def select_units(
     scores: Sequence[Tensor],
-    pruned: Sequence[Tensor],
+    masks: Sequence[Tensor],
     sizes: Sequence[int],
-    lo: Sequence[int],
-    hi: Sequence[int],
-    target: int,
-) -> list[Tensor]:
-    """Choose which units of all layers stay, so that `target` weights go.
+    lo: Tensor,
+    hi: Tensor,
+    targets: Tensor,
+    plan: Plan | None = None,
+) -> None:
+    """Choose which units of all layers stay, so that the target's weights go; what is gone stays gone.
 
     Units are ordered by (already pruned first, score, layer, index). Every layer gives up its `lo`
     first units; the rest follow in that order, layers with `hi` units gone skipped, while
     gone + size / 2 < target, where gone counts weights. So bounds win over the target, and the target is
     otherwise met within half the next unit. NaN counts as higher than inf.
 
+    On CUDA nothing waits for the device. Row and column units of different sizes, which are few, are sorted
+    by torch there; all others are counted.
+
     Args:
         scores: of any float dtype and shape, one value a unit, high = keep.
-        pruned: bool, shaped like `scores`, True = gone already.
+        masks: bool, contiguous, shaped like `scores`, True = kept; changed in place.
         sizes: weights that go with one unit of each layer, >= 1.
-        lo: units that each layer gives up at least; no fewer than are pruned already.
-        hi: units that each layer gives up at most, lo <= hi <= units.
-        target: weights to remove in all layers together.
-
-    Returns:
-        bool masks shaped like `scores`, True = kept.
+        lo: int64 `[layers]`, units that each layer gives up at least; never fewer than are gone already.
+        hi: int64 `[layers]`, units that each layer gives up at most; never fewer than `lo`.
+        targets: int64, weights to remove: `[1]` in all layers together, or `[layers]` in each by itself.
+        plan: keeps what need be done only once; see `Plan`.
 
     Raises:
-        ValueError: shapes or bounds that do not fit.
+        ValueError: shapes that do not fit.
+        TypeError: masks that are not contiguous bool, or bounds and targets that are not int64.
     """
-    check_lengths(scores=scores, pruned=pruned, sizes=sizes, lo=lo, hi=hi)
-    for i, (score, gone, size, low, high) in enumerate(zip(scores, pruned, sizes, lo, hi, strict=True)):
-        if gone.shape != score.shape or gone.dtype != torch.bool:
-            raise ValueError(f"pruned[{i}]: want bool {list(score.shape)}, got {gone.dtype} {list(gone.shape)}")
-        if not 0 <= low <= high <= score.numel():
-            raise ValueError(f"lo[{i}], hi[{i}]: want 0 <= lo <= hi <= {score.numel()}, got {low}, {high}")
+    if plan is None or not plan.is_checked("select_units"):
+        _check(scores, masks, sizes, lo, hi, targets)
+    tables = []
+    if plan and all(score.dtype == torch.float32 and score.is_contiguous() for score in scores):
+        tables = plan.tables("select_units", lambda old: plan_selection(scores, masks, sizes, old), scores, masks)
+    torch.ops.trisparse.select_units(scores, masks, sizes, lo, hi, targets, tables)
+
+
+def _check(
+    scores: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    sizes: Sequence[int],
+    lo: Tensor,
+    hi: Tensor,
+    targets: Tensor,
+) -> None:
+    check_lengths(scores=scores, masks=masks, sizes=sizes, lo=lo, hi=hi)
+    for i, (score, mask, size) in enumerate(zip(scores, masks, sizes, strict=True)):
+        if mask.shape != score.shape:
+            raise ValueError(f"masks[{i}]: want {list(score.shape)} like its scores, got {list(mask.shape)}")
+        if mask.dtype != torch.bool or not mask.is_contiguous():
+            raise TypeError(f"masks[{i}]: want contiguous torch.bool, got {mask.dtype}")
         if size < 1:
             raise ValueError(f"sizes[{i}]: want at least 1 weight a unit, got {size}")
-    return select_units_reference(scores, pruned, sizes, lo, hi, target)
+    for name, tensor in (("lo", lo), ("hi", hi), ("targets", targets)):
+        if tensor.dtype != torch.int64 or tensor.dim() != 1:
+            raise TypeError(f"{name}: want torch.int64 of one dimension, got {tensor.dtype} {list(tensor.shape)}")
+    if len(targets) not in (1, len(scores)):
+        raise ValueError(f"targets: want 1 value or {len(scores)}, one a layer, got {len(targets)}")

@@ -8,6 +8,16 @@ from torch import Tensor
 Block = tuple[int, int]
 
 
+def flat(blocks: Sequence[Block]) -> list[int]:
+    """Blocks as one list of integers, for an operator's schema."""
+    return [size for block in blocks for size in block]
+
+
+def pairs(sizes: Sequence[int]) -> list[Block]:
+    """What `flat` flattened."""
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
+
+
 def matrix_shape(view: Tensor) -> Block:
     """Rows and columns of the matrix that a unit view is read as."""
     return view.shape[0], math.prod(view.shape[1:])
@@ -36,7 +46,7 @@ def check_units(name: str, tensor: Tensor, view: Tensor, block: Block) -> None:
         raise ValueError(f"{name}: want {list(want)}, one value a unit, got {list(tensor.shape)}")
 
 
-def check_lengths(**lists: Sequence) -> None:
+def check_lengths(**lists: Sequence | Tensor) -> None:
     """Raise ValueError unless all lists have one entry for the same number of layers."""
     (first, values), *others = lists.items()
     for name, other in others:

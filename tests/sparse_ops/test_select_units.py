@@ -8,6 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trisparse.sparse_ops import select_units
+from trisparse.sparse_ops.select_by_sorting import select_by_sorting
+
+
+def select(scores, pruned, sizes, lo, hi, target, how=select_units):
+    """The masks, from lists."""
+    masks = [~gone for gone in pruned]
+    how(scores, masks, sizes, torch.tensor(lo), torch.tensor(hi), torch.tensor([target]))
+    return masks
 
 
 def walk(scores, pruned, sizes, lo, hi, target):
@@ -63,8 +71,33 @@ def problems(draw):
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_equals_the_definition(problem):
-    for got, want in zip(select_units(*problem), walk(*problem), strict=True):
+    for got, want in zip(select(*problem), walk(*problem), strict=True):
         assert torch.equal(got, want)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_sorting_equals_the_definition(problem):
+    for got, want in zip(select(*problem, how=select_by_sorting), walk(*problem), strict=True):
+        assert torch.equal(got, want)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.data())
+def test_targets_of_each_layer_are_walks_of_their_own(problem, data):
+    scores, pruned, sizes, lo, hi, _ = problem
+    targets = [data.draw(st.integers(0, 60)) for _ in scores]
+    masks = [~gone for gone in pruned]
+    select_units(scores, masks, sizes, torch.tensor(lo), torch.tensor(hi), torch.tensor(targets))
+    for i, target in enumerate(targets):
+        want = walk(scores[i : i + 1], pruned[i : i + 1], sizes[i : i + 1], lo[i : i + 1], hi[i : i + 1], target)
+        assert torch.equal(masks[i], want[0])
+
+
+def test_bounds_are_raised_to_what_is_gone_and_lowered_to_what_is_there():
+    scores, pruned = [torch.tensor([3.0, 1.0, 2.0])], [torch.tensor([True, True, False])]
+    assert select(scores, pruned, [1], [0], [1], 0)[0].tolist() == [False, False, True]
+    assert select(scores, pruned, [1], [9], [9], 0)[0].tolist() == [False, False, False]
 
 
 @pytest.mark.parametrize("kind", ["random", "zeros", "equal", "few values", "inf"])
@@ -81,23 +114,21 @@ def test_prunes_exactly_the_target(kind):
     units = [s.numel() for s in scores]
     total = sum(units)
     for target in (0, 1, total // 3, total - 1, total):
-        masks = select_units(
-            scores, [torch.zeros(s, dtype=torch.bool) for s in shapes], [1] * 3, [0] * 3, units, target
-        )
+        masks = select(scores, [torch.zeros(s, dtype=torch.bool) for s in shapes], [1] * 3, [0] * 3, units, target)
         assert sum(int((~m).sum()) for m in masks) == target
 
 
 def test_ties_prune_the_lower_layer_then_the_lower_index():
     scores = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0])]
     gone = [torch.zeros(3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)]
-    first, second = select_units(scores, gone, [1, 1], [0, 0], [3, 2], 3)
+    first, second = select(scores, gone, [1, 1], [0, 0], [3, 2], 3)
     assert first.tolist() == [False, True, False]
     assert second.tolist() == [True, False]
 
 
 def test_the_walk_stops_at_half_of_the_next_unit():
     def gone(scores, sizes, target):
-        masks = select_units(
+        masks = select(
             scores,
             [torch.zeros_like(s, dtype=torch.bool) for s in scores],
             sizes,
@@ -120,15 +151,22 @@ def test_large_layers_against_a_stable_sort():
     flat = torch.cat([s.flatten() for s in scores])
     want = torch.ones(len(flat), dtype=torch.bool)
     want[torch.argsort(flat, stable=True)[:target]] = False
-    masks = select_units(scores, gone, [1, 1], [0, 0], units, target)
+    masks = select(scores, gone, [1, 1], [0, 0], units, target)
     assert torch.equal(torch.cat([m.flatten() for m in masks]), want)
 
 
 def test_a_mistake_names_the_argument():
-    score, gone = torch.rand(4), torch.zeros(4, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"pruned\[0\]: want bool \[4\]"):
-        select_units([score], [gone[:3]], [1], [0], [4], 2)
-    with pytest.raises(ValueError, match=r"lo\[0\], hi\[0\]: want 0 <= lo <= hi <= 4, got 3, 2"):
-        select_units([score], [gone], [1], [3], [2], 2)
+    score, keep = torch.rand(4), torch.ones(4, dtype=torch.bool)
+    bound, target = torch.tensor([2]), torch.tensor([2])
+    with pytest.raises(ValueError, match=r"masks\[0\]: want \[4\] like its scores, got \[3\]"):
+        select_units([score], [keep[:3]], [1], bound, bound, target)
+    with pytest.raises(TypeError, match=r"masks\[0\]: want contiguous torch.bool"):
+        select_units([score], [score], [1], bound, bound, target)
     with pytest.raises(ValueError, match="sizes: want 1 entries"):
-        select_units([score], [gone], [1, 1], [0], [4], 2)
+        select_units([score], [keep], [1, 1], bound, bound, target)
+    with pytest.raises(ValueError, match=r"sizes\[0\]: want at least 1"):
+        select_units([score], [keep], [0], bound, bound, target)
+    with pytest.raises(TypeError, match="lo: want torch.int64"):
+        select_units([score], [keep], [1], bound.float(), bound, target)
+    with pytest.raises(ValueError, match="targets: want 1 value or 2"):
+        select_units([score] * 2, [keep] * 2, [1] * 2, bound.repeat(2), bound.repeat(2), target.repeat(3))

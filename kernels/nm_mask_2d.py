@@ -1,0 +1,132 @@
+"""Transposable 2:4 masks: two of four in every row and every column of each 4 x 4 tile, the most magnitude kept.
+
+There are 90 such patterns. The two upper rows pick pairs of columns (a, b), the two lower rows pairs (c, d)
+that make up what the upper leave: three kinds, in 19 classes with the same column counts,
+
+* a = b, and c = d is the other pair                            6 classes of  1 x 1
+* b is the other pair of a, and d the other pair of c           1 class  of  6 x 6
+* a and b share one column, c and d share the column of neither 12 classes of  2 x 2
+
+and the best of a class is the best upper half plus the best lower half. So 72 sums of pairs and 19 sums of
+halves are compared instead of 90 sums of eight.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# columns of pair i; pair 5 - i has the other two
+PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+
+
+def _classes() -> tuple[tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]], ...]:
+    """For each class its upper and its lower halves, pairs of indices into `PAIRS`."""
+    halves: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for a in range(6):
+        for b in range(6):
+            counts = tuple((c in PAIRS[a]) + (c in PAIRS[b]) for c in range(4))
+            halves.setdefault(counts, []).append((a, b))
+    return tuple((tuple(upper), tuple(halves[tuple(2 - c for c in counts)])) for counts, upper in halves.items())
+
+
+_CLASSES = _classes()
+
+
+@triton.constexpr_function
+def _options(number: int, lower: int) -> int:
+    """How many halves a class has."""
+    return len(_CLASSES[number][lower])
+
+
+@triton.constexpr_function
+def _pair(number: int, lower: int, option: int, row: int) -> int:
+    """The pair that the first or second row of a half takes."""
+    return _CLASSES[number][lower][option][row]
+
+
+@triton.constexpr_function
+def _bits(number: int, lower: int, option: int) -> int:
+    """A half as 8 bits, column + 4 * row, in the place where its rows lie in the tile."""
+    columns = [column + 4 * row for row in range(2) for column in PAIRS[_CLASSES[number][lower][option][row]]]
+    return sum(1 << bit for bit in columns) << (8 * lower)
+
+
+_LIMIT = tl.constexpr(2.0**124)  # eight of them stay finite
+DOWN, ACROSS, _WARPS = 1, 256, 4  # tiles of 4 x 4 a program
+
+
+@triton.jit
+def _row(weight, offs, mask, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """Sums of the magnitudes of each pair in one row of every tile."""
+    w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)  # [DOWN, ACROSS * 4]
+    size = tl.where(tl.abs(w) <= _LIMIT, tl.abs(w), _LIMIT)  # NaN too counts as the largest
+    even, odd = tl.split(tl.reshape(size, (DOWN, ACROSS, 2, 2)))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0 + x1, x0 + x2, x0 + x3, x1 + x2, x1 + x3, x2 + x3
+
+
+@triton.jit
+def _better(best, bits, other, other_bits):
+    better = other > best
+    return tl.where(better, other, best), tl.where(better, other_bits, bits)
+
+
+@triton.jit
+def _half(first, second, CLASS: tl.constexpr, LOWER: tl.constexpr):
+    """The best of a class's halves, and its bits."""
+    best = first[_pair(CLASS, LOWER, 0, 0)] + second[_pair(CLASS, LOWER, 0, 1)]
+    bits = tl.full(best.shape, _bits(CLASS, LOWER, 0), tl.int32)
+    for i in tl.static_range(1, _options(CLASS, LOWER)):
+        value = first[_pair(CLASS, LOWER, i, 0)] + second[_pair(CLASS, LOWER, i, 1)]
+        best, bits = _better(best, bits, value, _bits(CLASS, LOWER, i))
+    return best, bits
+
+
+@triton.jit
+def best_tile(r0, r1, r2, r3):
+    """int32 bits column + 4 * row of the best pattern, from each row's sums of pairs."""
+    best, upper = _half(r0, r1, 0, 0)
+    below, lower = _half(r2, r3, 0, 1)
+    best += below
+    bits = upper | lower
+    for i in tl.static_range(1, 19):
+        above, upper = _half(r0, r1, i, 0)
+        below, lower = _half(r2, r3, i, 1)
+        best, bits = _better(best, bits, above + below, upper | lower)
+    return bits
+
+
+@triton.jit
+def mask_tiles_24(weight_ptr, mask_ptr, rows, cols, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """`DOWN x ACROSS` tiles of 4 x 4; a row of a tile is written as the four bytes of an integer."""
+    tile_rows = tl.program_id(1) * DOWN + tl.arange(0, DOWN)[:, None]
+    c = tl.program_id(0) * ACROSS * 4 + tl.arange(0, ACROSS * 4)[None, :]
+    offs = (tile_rows * 4).to(tl.int64) * cols + c  # row 0 of each tile, [DOWN, ACROSS * 4]
+    mask = (tile_rows * 4 < rows) & (c < cols)
+    r0 = _row(weight_ptr, offs, mask, DOWN, ACROSS)
+    r1 = _row(weight_ptr, offs + cols, mask, DOWN, ACROSS)
+    r2 = _row(weight_ptr, offs + 2 * cols, mask, DOWN, ACROSS)
+    r3 = _row(weight_ptr, offs + 3 * cols, mask, DOWN, ACROSS)
+    bits = best_tile(r0, r1, r2, r3)  # [DOWN, ACROSS]
+    t = tl.program_id(0) * ACROSS + tl.arange(0, ACROSS)[None, :]
+    inside = (tile_rows * 4 < rows) & (t * 4 < cols)
+    for r in tl.static_range(4):
+        nibble = (bits >> (4 * r)) & 0xF
+        four = (nibble & 1) | ((nibble & 2) << 7) | ((nibble & 4) << 14) | ((nibble & 8) << 21)
+        tl.store(mask_ptr + (tile_rows * 4 + r).to(tl.int64) * (cols // 4) + t, four, mask=inside)
+
+
+def nm_mask_2d(weight: Tensor) -> Tensor:
+    """bool mask shaped like `weight`; arguments as in `trisparse.sparse_ops.nm_mask_2d`."""
+    weight = weight.contiguous()
+    rows, cols = weight.shape
+    mask = torch.empty((rows, cols), dtype=torch.bool, device=weight.device)
+    if weight.numel():
+        grid = triton.cdiv(cols // 4, ACROSS), triton.cdiv(rows // 4, DOWN)
+        words = mask.view(torch.int32)
+        mask_tiles_24[grid](weight, words, rows, cols, DOWN=DOWN, ACROSS=ACROSS, num_warps=_WARPS)
+    return mask

@@ -1,0 +1,135 @@
+"""Plans: what the launches of one operator over one list of layers need, as tensors on the device.
+
+A plan is a list of tensors, so that it can go through an operator's schema: on the CPU a header with one row a
+launch and the launch of every layer, then for each launch its `chunks`, `shapes` and `pointers` (see `tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trisparse.kernels.tables import ALIGN, STRIDED, Geometry, chunk_flat, chunk_units, geometry, upload
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.bool)
+SELECTION_CHUNK = 4096  # units a program of `select_units` takes
+_FIELDS = 3
+
+
+class Launch(NamedTuple):
+    """One launch, decoded; `dtypes` are those of the weights and of the first operand beside them."""
+
+    layout: int
+    block: tuple[int, int]
+    tile: tuple[int, int]
+    dtypes: tuple[torch.dtype, torch.dtype]
+    chunks: Tensor
+    shapes: Tensor
+    pointers: Tensor
+
+
+def plan_units(
+    weights: Sequence[Tensor],
+    others: Sequence[Sequence[Tensor | None]],
+    blocks: Sequence[tuple[int, int]],
+    before: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Plan the launches over unit views and what lies beside them.
+
+    Args:
+        weights: unit views; a layer without weights takes no part.
+        others: lists of operands beside the weights. One of a weight's own shape has its strides; a layer
+            for which one is None takes no part.
+        blocks: `(n, m)` of each layer.
+        before: a plan of the same layers; where only addresses changed, the rest of it is kept.
+    """
+    if before is not None and (moved := _move(before, weights, others)) is not None:
+        return moved
+    groups: dict[tuple[int, ...], list[Geometry]] = {}
+    launch_of = [-1] * len(weights)
+    for layer, (weight, block) in enumerate(zip(weights, blocks, strict=True)):
+        beside = [operand[layer] for operand in others]
+        if not weight.numel() or any(operand is None for operand in beside):
+            continue
+        entry = geometry(weight, block, layer, all(_aligned(operand) for operand in beside))
+        key = entry.layout, *entry.block, *entry.tile, *_dtypes(weight, beside)
+        groups.setdefault(key, []).append(entry)
+        launch_of[layer] = list(groups).index(key)
+    device = weights[0].device if weights else torch.device("cpu")
+    plan = [torch.tensor(list(groups), dtype=torch.int64), torch.tensor(launch_of, dtype=torch.int64)]
+    for entries in groups.values():
+        plan += [
+            upload(chunk_units(entries), torch.int32, device),
+            upload([entry.shape for entry in entries], torch.int64, device),
+            upload([_addresses(weights, others, entry.shape[-1]) for entry in entries], torch.int64, device),
+        ]
+    return plan
+
+
+def plan_selection(
+    scores: Sequence[Tensor], masks: Sequence[Tensor], sizes: Sequence[int], before: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Plan of `select_units`: whether all is aligned (on the CPU), addresses, lengths, work items, unit sizes."""
+    device = scores[0].device
+    addresses = [[score.data_ptr(), mask.data_ptr()] for score, mask in zip(scores, masks, strict=True)]
+    aligned = all(address % ALIGN == 0 for pair in addresses for address in pair)
+    moving = [torch.tensor(aligned), upload(addresses, torch.int64, device)]
+    if before is not None:
+        return [*moving, *before[2:]]
+    lengths = [score.numel() for score in scores]
+    return [
+        *moving,
+        upload(lengths, torch.int64, device),
+        upload(chunk_flat(lengths, SELECTION_CHUNK), torch.int32, device),
+        upload(sizes, torch.int64, device),
+    ]
+
+
+def launches(plan: Sequence[Tensor]) -> list[Launch]:
+    """Decode a plan."""
+    header, tables = plan[0].tolist(), plan[2:]
+    return [
+        Launch(layout, (n, m), (down, across), (DTYPES[w], DTYPES[g]), *tables[i * _FIELDS : (i + 1) * _FIELDS])
+        for i, (layout, n, m, down, across, w, g) in enumerate(header)
+    ]
+
+
+def _move(
+    plan: Sequence[Tensor], weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]
+) -> list[Tensor] | None:
+    """The plan with new addresses, or None where more than addresses changed."""
+    launch_of, found = plan[1].tolist(), launches(plan)
+    members: list[list[int]] = [[] for _ in found]
+    for layer, launch in enumerate(launch_of):
+        beside = [operand[layer] for operand in others]
+        if (launch < 0) != (not weights[layer].numel() or any(operand is None for operand in beside)):
+            return None
+        if launch < 0:
+            continue
+        if tuple(DTYPES[i] for i in _dtypes(weights[layer], beside)) != found[launch].dtypes:
+            return None
+        if found[launch].layout != STRIDED and not all(_aligned(t) for t in (weights[layer], *beside)):
+            return None
+        members[launch].append(layer)
+    moved = list(plan)
+    for i, layers in enumerate(members):
+        addresses = [_addresses(weights, others, layer) for layer in layers]
+        moved[2 + i * _FIELDS + 2] = upload(addresses, torch.int64, found[i].pointers.device)
+    return moved
+
+
+def _aligned(operand: Tensor | None) -> bool:
+    return operand is not None and operand.data_ptr() % ALIGN == 0
+
+
+def _dtypes(weight: Tensor, beside: Sequence[Tensor | None]) -> tuple[int, int]:
+    assert beside[0] is not None
+    return DTYPES.index(weight.dtype), DTYPES.index(beside[0].dtype)
+
+
+def _addresses(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]], layer: int) -> list[int]:
+    operands = (weights[layer], *(operand[layer] for operand in others))
+    return [operand.data_ptr() for operand in operands if operand is not None]

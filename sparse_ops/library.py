@@ -1,0 +1,28 @@
+"""Registration of the operators as `torch.ops.trisparse.*`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("trisparse", "DEF")
+
+
+def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an operator; all three functions take what the schema says.
+
+    Args:
+        schema: name, arguments and result, with what is written to declared.
+        reference: runs on the CPU.
+        kernel: runs on CUDA and ROCm; imports its kernel when called, so that the CPU path needs no Triton.
+        fake: the result for tensors without data, for `torch.compile`.
+    """
+    name = schema[: schema.index("(")]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CPU")
+    _LIBRARY.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"trisparse::{name}", fake, lib=_LIBRARY)
+
+
+def nothing(*args: Any) -> None:
+    """The fake of an operator that only writes to its arguments."""

@@ -1,0 +1,57 @@
+"""The operators as torch sees them: schemas, fakes, torch.compile."""
+
+import pytest
+import torch
+
+from trisparse.sparse_ops import apply_masks, nm_mask, nm_mask_2d, score_units, select_units
+
+OPS = torch.ops.trisparse
+
+
+def layers():
+    weights = [torch.randn(8, 16), torch.randn(4, 16).bfloat16()]
+    return weights, [torch.randn_like(w) for w in weights], [torch.rand(2, 16), torch.rand(1, 16)]
+
+
+def samples():
+    weights, grads, scores = layers()
+    masks = [torch.ones_like(score, dtype=torch.bool) for score in scores]
+    blocks, zero, high = [4, 1, 4, 1], torch.zeros(2, dtype=torch.int64), torch.tensor([32, 16])
+    seen = torch.zeros(2, dtype=torch.bool)
+    return {
+        "score_units": (scores, weights, [grads[0], None], blocks, seen, "snip_momentum", "mean", 0.9, 1.0, []),
+        "select_units": (scores, masks, [4, 4], zero, high, torch.tensor([90]), []),
+        "apply_masks": (weights, [score > 0.5 for score in scores], blocks, []),
+        "nm_mask": (weights[0], 2, 4, 1, True),
+        "nm_mask_2d": (weights[0],),
+    }
+
+
+@pytest.mark.parametrize("name", ["score_units", "select_units", "apply_masks", "nm_mask", "nm_mask_2d"])
+def test_opcheck(name):
+    torch.library.opcheck(getattr(OPS, name).default, samples()[name])
+
+
+def test_every_operator_compiles_whole():
+    def prune(weights, grads, scores, masks, seen, low, high, target):
+        score_units(scores, weights, grads, [(4, 1)] * 2, seen)
+        select_units(scores, masks, [4, 4], low, high, target)
+        apply_masks(weights, masks, [(4, 1)] * 2)
+        return nm_mask(weights[0], 2, 4), nm_mask_2d(weights[0])
+
+    def arguments():
+        torch.manual_seed(0)
+        weights, grads, scores = layers()
+        masks = [torch.ones_like(score, dtype=torch.bool) for score in scores]
+        low, high, target = torch.zeros(2, dtype=torch.int64), torch.tensor([32, 16]), torch.tensor([100])
+        return weights, grads, scores, masks, torch.zeros(2, dtype=torch.bool), low, high, target
+
+    eager, compiled = arguments(), arguments()
+    want = prune(*eager)
+    got = torch.compile(prune, fullgraph=True, backend="aot_eager")(*compiled)
+    for a, b in zip(want, got, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(eager, compiled, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert torch.equal(x, y)
+    assert int(sum((~mask).sum() for mask in eager[3])) == 25
