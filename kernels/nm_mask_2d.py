@@ -55,7 +55,7 @@ def _bits(number: int, lower: int, option: int) -> int:
 
 
 _LIMIT = tl.constexpr(2.0**124)  # eight of them stay finite
-DOWN, ACROSS, _WARPS = 1, 256, 4  # tiles of 4 x 4 a program
+DOWN, ACROSS, THREADS = 1, 256, 128  # tiles of 4 x 4 a program, and its threads
 
 
 @triton.jit
@@ -127,6 +127,6 @@ def nm_mask_2d(weight: Tensor) -> Tensor:
     mask = torch.empty((rows, cols), dtype=torch.bool, device=weight.device)
     if weight.numel():
         grid = triton.cdiv(cols // 4, ACROSS), triton.cdiv(rows // 4, DOWN)
-        words = mask.view(torch.int32)
-        mask_tiles_24[grid](weight, words, rows, cols, DOWN=DOWN, ACROSS=ACROSS, num_warps=_WARPS)
+        words, lanes = mask.view(torch.int32), 64 if torch.version.hip else 32
+        mask_tiles_24[grid](weight, words, rows, cols, DOWN=DOWN, ACROSS=ACROSS, num_warps=THREADS // lanes)
     return mask

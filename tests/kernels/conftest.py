@@ -1,6 +1,7 @@
 """Fixtures of the kernel tests."""
 
 import importlib
+import warnings
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ def kernels_on_cpu():
     if torch.cuda.is_available():
         pytest.skip("a GPU runs the kernels by itself")
     library = torch.library.Library("trisparse", "IMPL")
-    for name in KERNELS:
-        kernel = importlib.import_module(f"trisparse.sparse_ops.{name}")._kernel
-        library.impl(name, kernel, "CPU", allow_override=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for name in KERNELS:
+            kernel = importlib.import_module(f"trisparse.sparse_ops.{name}")._kernel
+            library.impl(name, kernel, "CPU", allow_override=True)
     yield
     library._destroy()
 

@@ -57,11 +57,11 @@ def test_masks_equal_those_of_the_references(name, request):
 def test_an_ordinary_step_launches_as_often_for_many_layers_as_for_one(count_launches):
     def launches(layers):
         model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(layers)))
-        pruner = Pruner(model, PruningConfig(start_step=1, end_step=9, pruning_frequency=4, exclude_head=False))
-        for step in range(3):
+        pruner = Pruner(model, PruningConfig(start_step=1, end_step=9, pruning_frequency=2, exclude_head=False))
+        for step in range(4):
             for weight in model.parameters():
                 weight.grad = torch.randn_like(weight)
-            if step == 2:
+            if step == 3:  # behind the first event that prunes, the one at step 3
                 count_launches.clear()
             pruner.observe()
             pruner.step()

@@ -53,7 +53,7 @@ def problems(draw):
     return scores, masks, lo, hi
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problems(), st.integers(1, 5), st.floats(0, 1.1))
 def test_all_layers_together(device, small_chunks, problem, size, share):
     scores, masks, lo, hi = problem
@@ -62,7 +62,7 @@ def test_all_layers_together(device, small_chunks, problem, size, share):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problems(), st.data())
 def test_each_layer_by_itself(device, small_chunks, problem, data):
     scores, masks, lo, hi = problem

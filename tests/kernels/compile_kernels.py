@@ -1,0 +1,158 @@
+"""Compile every kernel ahead of time for one target and print what the machine code shows, as JSON.
+
+    python tests/kernels/compile_kernels.py sm_90
+    python tests/kernels/compile_kernels.py --record    # write instructions.json anew, for all targets
+
+Runs in a process of its own: Triton must not be in interpreter mode. `instructions` counts the static
+instructions of a program over the weights (or units) it takes; where a kernel loops, over those of one round.
+"""
+
+import collections
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from trisparse.kernels import apply_masks, nm_mask, nm_mask_2d, score_units, select_units
+from trisparse.kernels.plan import SELECTION_CHUNK
+from trisparse.kernels.tables import _tile
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+RECORD = Path(__file__).with_name("instructions.json")
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+POINTERS = dict.fromkeys(
+    ("pointers", "shapes", "lengths", "sizes", "low", "high", "targets", "limits", "total"), "*i64"
+)
+SCALARS = {"decay": "fp32", "scale": "fp32", "L": "i32", "numel": "i32", "rows": "i32", "cols": "i32", "seen": "*i8"}
+
+
+def variants(lanes):
+    """Name, kernel, constants, other argument types, weights a program takes, warps, must it read 16 bytes at once."""
+    for dtype in (tl.bfloat16, tl.float32):
+        for n, m, transposed in [(4, 1, False), (1, 1, False), (1, 4, False), (32, 32, False), (1, 4, True)]:
+            down, across = _tile(n, m)
+            tile = {"TRANSPOSED": transposed, "N": n, "M": m, "DOWN": down, "ACROSS": across}
+            name, size = f"{dtype} {n}x{m}{' transposed' if transposed else ''}", down * across * n * m
+            what = {"W": dtype, "G": dtype, "CRITERION": 2, "REDUCE": 0, "EMA": True, "FIND_BAD": False}
+            yield f"score_tiles {name}", score_units.score_tiles, tile | what, {}, size, 8, True
+            bits = {"BITS": {16: tl.int16, 32: tl.int32}[dtype.primitive_bitwidth]}
+            yield f"mask_tiles {name}", apply_masks.mask_tiles, tile | bits, {}, size, 8, True
+            if (n, m, transposed) == (4, 1, False):
+                guard = {"W": dtype, "G": dtype, "CRITERION": 1, "REDUCE": 2, "EMA": False, "FIND_BAD": True}
+                yield f"score_tiles {name} guard", score_units.score_tiles, tile | guard, {}, size, 8, True
+        for kind, lines, lines_t, units, width in [
+            ("rows", True, False, 8, 256), ("columns", False, True, 128, 16), ("strided 4x1", False, False, 512, 4),
+        ]:  # fmt: skip
+            line = {"IS_LINES": lines, "IS_LINES_T": lines_t, "UNITS": units, "WIDTH": width}
+            name = f"{dtype} {kind}"
+            yield f"score_lines {name}", score_units.score_lines, line | what, {}, units * width, 8, lines or lines_t
+            yield f"mask_lines {name}", apply_masks.mask_lines, line | bits, {}, units * width, 8, False
+        for n, m in [(2, 4), (4, 8), (16, 32), (3, 5)]:
+            width = triton.next_power_of_2(m)
+            groups = nm_mask.TILE // width
+            constants = {"N": n, "M": m, "WIDTH": width, "GROUPS": groups, "MAGNITUDE": True}
+            types = {"values_ptr": f"*{dtype}", "mask_ptr": "*i8"}
+            yield f"mask_groups {dtype} {n}:{m}", nm_mask.mask_groups, constants, types, groups * m, 4, width == m
+        constants = {"DOWN": nm_mask_2d.DOWN, "ACROSS": nm_mask_2d.ACROSS}
+        size, types = nm_mask_2d.DOWN * nm_mask_2d.ACROSS * 16, {"weight_ptr": f"*{dtype}"}
+        yield (
+            f"mask_tiles_24 {dtype}",
+            nm_mask_2d.mask_tiles_24,
+            constants,
+            types,
+            size,
+            nm_mask_2d.THREADS // lanes,
+            True,
+        )
+    fast = {"ALIGNED": True, "BLOCK": SELECTION_CHUNK}
+    for shift in (24, 16):
+        yield f"count_digits {shift}", select_units.count_digits, fast | {"SHIFT": shift}, {}, SELECTION_CHUNK, 8, True
+    yield "write_units", select_units.write_units, fast, {}, SELECTION_CHUNK, 8, True
+    yield "count_ties", select_units.count_ties, {"BLOCK": SELECTION_CHUNK}, {}, SELECTION_CHUNK, 8, False
+    yield "pick_common", select_units.pick_common, {}, {}, 16 * 256, 8, False
+    yield "pick_own", select_units.pick_own, {}, {}, 256, 4, False
+    yield "set_limits", select_units.set_limits, {"LOCAL": False, "BLOCK": 128}, {}, 128, 4, False
+    yield "share_out", select_units.share_out, {"BLOCK": 128}, {}, 128, 4, False
+
+
+def compile_kernel(kernel, constants, types, warps, target):
+    signature, values, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[(i,)] = "constexpr", constants[name]
+            continue
+        signature[name] = types.get(name) or POINTERS.get(name) or SCALARS.get(name) or "*i32"
+        if signature[name].startswith("*") or name in ("numel", "rows", "cols"):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return triton.compile(ASTSource(kernel, signature, values, attributes), target=target, options={"num_warps": warps})
+
+
+def read_nvidia(compiled):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        code, usage = (
+            subprocess.run([TOOLS / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("--dump-sass", "--dump-resource-usage")
+        )
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.M)
+    count = collections.Counter(op for op in opcodes if op != "NOP")
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups())
+    return {
+        "registers": registers,
+        "local": stack + local + sum(n for op, n in count.items() if op.startswith(("LDL", "STL"))),
+        "wide": sum(n for op, n in count.items() if op.startswith("LDG") and ".128" in op),
+        "narrow": sum(n for op, n in count.items() if op.startswith("LDG") and (".U8" in op or ".U16" in op)),
+        "total": sum(count.values()),
+    }
+
+
+def read_amd(compiled):
+    code = compiled.asm["amdgcn"]
+    opcodes = re.findall(r"^\t([a-z][a-z0-9_]+)\b", code, re.M)
+
+    def field(name):
+        return int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
+
+    return {
+        "registers": field("vgpr_count"),
+        "local": field("vgpr_spill_count") + field("sgpr_spill_count") + field("private_segment_fixed_size"),
+        "wide": sum(op.endswith("load_dwordx4") for op in opcodes),
+        "narrow": sum(op.endswith(("load_ubyte", "load_ushort")) for op in opcodes),
+        "total": sum(op != "s_nop" for op in opcodes),
+    }
+
+
+def inspect(arch):
+    target = TARGETS[arch]
+    found = {}
+    for name, kernel, constants, types, weights, warps, fast in variants(target.warp_size):
+        compiled = compile_kernel(kernel, constants, types, warps, target)
+        row = read_amd(compiled) if target.backend == "hip" else read_nvidia(compiled)
+        row["instructions"] = round(row.pop("total") * warps * target.warp_size / weights, 2)
+        found[name] = row | {"fast": fast}
+    return found
+
+
+def main():
+    if sys.argv[1] != "--record":
+        print(json.dumps(inspect(sys.argv[1])))
+        return
+    rows = {arch: {k: v["instructions"] for k, v in inspect(arch).items()} for arch in TARGETS}
+    RECORD.write_text(json.dumps({"triton": triton.__version__, "instructions": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
