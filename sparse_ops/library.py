@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("trisparse", "DEF")
 
@@ -18,9 +19,15 @@ def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any
         fake: the result for tensors without data, for `torch.compile`.
     """
     name = schema[: schema.index("(")]
+
+    def on_its_device(*args: Any) -> Any:  # Triton launches on the current device, wherever the tensors are
+        first = next(t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor))
+        with torch.cuda.device(first.device):
+            return kernel(*args)
+
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CPU")
-    _LIBRARY.impl(name, kernel, "CUDA")
+    _LIBRARY.impl(name, on_its_device, "CUDA")
     torch.library.register_fake(f"trisparse::{name}", fake, lib=_LIBRARY)
 
 

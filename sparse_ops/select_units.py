@@ -48,6 +48,8 @@ def _count_pruned(
     keys: list[Tensor], bins: list[Tensor], histogram: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, target: int
 ) -> Tensor:
     """How many units of each layer the walk prunes, int64 `[layers]`."""
+    if 2 * int((lo * sizes).sum()) + int(sizes.min()) >= 2 * target:
+        return lo
     below = torch.cumsum(histogram, 1)  # [layers, bins], the units in this bin or a lower one
     gone = (below.clamp(lo[:, None], hi[:, None]) * sizes[:, None]).sum(0)
 
@@ -92,15 +94,18 @@ def _lowest(key: Tensor, bins: Tensor, histogram: Tensor, count: int) -> Tensor:
 
 
 def _select(
-    scores: Sequence[Tensor], masks: Sequence[Tensor], sizes: Tensor, lo: Tensor, hi: Tensor, target: int
+    scores: Sequence[Tensor], masks: Sequence[Tensor], gone: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, target: int
 ) -> None:
     """One walk over all these layers, all of whose arguments are on the CPU."""
     keys = [_keys(s, m) for s, m in zip(scores, masks, strict=True)]
     bins = [_bins(key) for key in keys]
     histogram = torch.stack([torch.bincount(b, minlength=_BINS) for b in bins])
-    counts = _count_pruned(keys, bins, histogram, sizes, lo, hi, target).tolist()
-    for key, bin_, row, count, mask in zip(keys, bins, histogram, counts, masks, strict=True):
-        mask.copy_(_lowest(key, bin_, row, count).view(mask.shape))
+    counts = _count_pruned(keys, bins, histogram, sizes, lo, hi, target)
+    for key, bin_, row, count, before, mask in zip(
+        keys, bins, histogram, counts.tolist(), gone.tolist(), masks, strict=True
+    ):
+        if count > before:
+            mask.copy_(_lowest(key, bin_, row, count).view(mask.shape))
 
 
 def select_units_reference(
@@ -120,11 +125,11 @@ def select_units_reference(
     hi = torch.minimum(torch.maximum(hi, lo), units)
     weights = torch.tensor(sizes)
     if len(targets) < len(scores):
-        _select(scores, masks, weights, lo, hi, int(targets))
+        _select(scores, masks, gone, weights, lo, hi, int(targets))
         return
     for i, target in enumerate(targets.tolist()):
         one = slice(i, i + 1)
-        _select(scores[one], masks[one], weights[one], lo[one], hi[one], target)
+        _select(scores[one], masks[one], gone[one], weights[one], lo[one], hi[one], target)
 
 
 def _reference(scores, masks, sizes, lo, hi, targets, plan) -> None:

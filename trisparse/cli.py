@@ -15,3 +15,10 @@ def demo() -> None:
     from trisparse.prune.demo import main
 
     sys.exit(main(sys.argv[1:]))
+
+
+def bench() -> None:
+    """`trisparse-bench`: the GPU's tests and all benchmarks, from a checkout."""
+    from trisparse.suite import main
+
+    sys.exit(main(sys.argv[1:]))

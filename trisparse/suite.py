@@ -1,0 +1,40 @@
+"""`trisparse-bench`: the tests that need a GPU, then every benchmark, then one JSON; from a checkout."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+_RESULT = "ops_{}.json"
+
+
+def main(argv: Sequence[str], root: Path | None = None) -> int:
+    """Run a suite; the exit status is not zero when a test or a benchmark's correctness gate fails."""
+    parser = argparse.ArgumentParser(prog="trisparse-bench", description=__doc__)
+    parser.add_argument("--suite", choices=["cpu", "gpu"], required=True, help="gpu needs a CUDA or ROCm device")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    args = parser.parse_args(argv)
+    root = root or Path.cwd()
+    lacking = [name for name in ("pyproject.toml", "tests", "benchmarks") if not (root / name).exists()]
+    if lacking:
+        parser.error(f"no {', '.join(lacking)} in {root}; run it in a checkout of trisparse")
+    if args.suite == "gpu" and not torch.cuda.is_available():
+        parser.error("--suite gpu: torch finds no GPU; use --suite cpu")
+    device = torch.cuda.get_device_name().replace(" ", "-") if args.suite == "gpu" else "cpu"
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = (args.out / _RESULT.format(device)).resolve()
+    steps = [["benchmarks", "--capture=no", "--benchmark-disable-gc", "--rows", str(result)]]
+    if args.suite == "gpu":
+        steps.insert(0, ["tests/kernels", "--ignore=tests/kernels/test_aot.py"])
+    pytest = str(Path(sysconfig.get_path("scripts")) / "pytest")
+    failed = [step[0] for step in steps if subprocess.run([pytest, *step], cwd=root).returncode]
+    if failed:
+        print(f"trisparse-bench: failed in {' and '.join(failed)}")  # noqa: T201
+        return 1
+    print(f"trisparse-bench: wrote {result}")  # noqa: T201
+    return 0
