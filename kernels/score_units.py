@@ -37,7 +37,7 @@ def _cost(weight, grad, offs, mask, CRITERION: tl.constexpr):
 
 
 @triton.jit
-def _join(a, b, REDUCE: tl.constexpr):
+def join_costs(a, b, REDUCE: tl.constexpr):
     """Sum or maximum; as costs are not negative, integers order them, with NaN the highest."""
     if REDUCE == MAX:
         return tl.maximum(a.to(tl.int32, bitcast=True), b.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
@@ -45,14 +45,14 @@ def _join(a, b, REDUCE: tl.constexpr):
 
 
 @triton.jit
-def _reduce(costs, axis: tl.constexpr, REDUCE: tl.constexpr):
+def reduce_costs(costs, axis: tl.constexpr, REDUCE: tl.constexpr):
     if REDUCE == MAX:
         return tl.max(costs.to(tl.int32, bitcast=True), axis).to(tl.float32, bitcast=True)
     return tl.sum(costs, axis)
 
 
 @triton.jit
-def _write(score, offs, mask, total, size, decay, scale, REDUCE: tl.constexpr, EMA: tl.constexpr):
+def write_scores(score, offs, mask, total, size, decay, scale, REDUCE: tl.constexpr, EMA: tl.constexpr):
     cost = total / size if REDUCE == MEAN else total
     cost = cost / scale
     if EMA:
@@ -64,13 +64,13 @@ def _write(score, offs, mask, total, size, decay, scale, REDUCE: tl.constexpr, E
 def score_tiles(
     pointers, shapes, chunks, bad, seen, decay, scale,
     W: tl.constexpr, G: tl.constexpr, CRITERION: tl.constexpr, REDUCE: tl.constexpr, EMA: tl.constexpr,
-    FIND_BAD: tl.constexpr, TRANSPOSED: tl.constexpr,
+    FIND_BAD: tl.constexpr, OPERANDS: tl.constexpr, TRANSPOSED: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """A tile of `DOWN x ACROSS` units of N x M weights; FIND_BAD: only flag layers with a cost that is not finite."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
-    shape, addresses = shapes + entry * 9, pointers + entry * 3
+    shape, addresses = shapes + entry * 9, pointers + entry * OPERANDS
     down, across, layer = tl.load(shape), tl.load(shape + 1), tl.load(shape + 8)
     if M <= 4:
         across = tl.multiple_of(across, 16)
@@ -85,21 +85,21 @@ def score_tiles(
             total = tl.zeros((DOWN, ACROSS * M), tl.float32)
             for i in tl.static_range(N):
                 offs = tile_offsets(stride, r0, c0, i, N, M, DOWN, ACROSS)
-                total = _join(total, _cost(weight, grad, offs, inside, CRITERION), REDUCE)
+                total = join_costs(total, _cost(weight, grad, offs, inside, CRITERION), REDUCE)
         else:
             offs = tall_offsets(stride, r0, c0, N, M, ACROSS)
-            total = _reduce(_cost(weight, grad, offs, inside, CRITERION), 0, REDUCE)
+            total = reduce_costs(_cost(weight, grad, offs, inside, CRITERION), 0, REDUCE)
         if FIND_BAD:
             if tl.max(total.to(tl.int32, bitcast=True)) >= INF_BITS:
                 tl.store(bad + layer, 1)
         else:
             if M > 1:
-                total = _reduce(tl.reshape(total, (DOWN, ACROSS, M)), 2, REDUCE)
+                total = reduce_costs(tl.reshape(total, (DOWN, ACROSS, M)), 2, REDUCE)
             elif N > 8:
                 total = total[None, :]
             offs = unit_offsets(down, across, r0, c0, TRANSPOSED, DOWN, ACROSS)
             mask = tile_mask(down, across, r0, c0, 1, DOWN, ACROSS)
-            _write(score, offs, mask, total, N * M, decay, scale, REDUCE, EMA)
+            write_scores(score, offs, mask, total, N * M, decay, scale, REDUCE, EMA)
             tl.store(seen + layer, 1)
 
 
@@ -107,13 +107,13 @@ def score_tiles(
 def score_lines(
     pointers, shapes, chunks, bad, seen, decay, scale,
     W: tl.constexpr, G: tl.constexpr, CRITERION: tl.constexpr, REDUCE: tl.constexpr, EMA: tl.constexpr,
-    FIND_BAD: tl.constexpr, IS_LINES: tl.constexpr, IS_LINES_T: tl.constexpr,
+    FIND_BAD: tl.constexpr, OPERANDS: tl.constexpr, IS_LINES: tl.constexpr, IS_LINES_T: tl.constexpr,
     UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """`UNITS` whole units, `WIDTH` of their weights at a time; FIND_BAD as above."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
-    shape, addresses = shapes + entry * 9, pointers + entry * 3
+    shape, addresses = shapes + entry * 9, pointers + entry * OPERANDS
     units = tl.load(shape) * tl.load(shape + 1)
     size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
     layer = tl.load(shape + 8)
@@ -133,13 +133,13 @@ def score_lines(
             e = start + tl.arange(0, WIDTH)
             offs = line_offsets(shape, u, e, IS_LINES, IS_LINES_T)
             inside = (u < units)[:, None] & (e < size)[None, :]
-            total = _join(total, _cost(weight, grad, offs, inside, CRITERION), REDUCE)
+            total = join_costs(total, _cost(weight, grad, offs, inside, CRITERION), REDUCE)
         if FIND_BAD:
             if tl.max(total.to(tl.int32, bitcast=True)) >= INF_BITS:
                 tl.store(bad + layer, 1)
         else:
-            total = _reduce(total, 1, REDUCE)
-            _write(score, u.to(tl.int64), u < units, total, size.to(tl.float32), decay, scale, REDUCE, EMA)
+            total = reduce_costs(total, 1, REDUCE)
+            write_scores(score, u.to(tl.int64), u < units, total, size.to(tl.float32), decay, scale, REDUCE, EMA)
             tl.store(seen + layer, 1)
 
 
@@ -165,20 +165,25 @@ def score_units(
     bad = torch.zeros_like(seen, dtype=torch.int32)
     flags = bad, seen.view(torch.int8)
     update = {"CRITERION": CRITERIA[criterion], "REDUCE": REDUCTIONS[reduce], "EMA": criterion == "snip_momentum"}
-    find_bad = {"CRITERION": GRADIENT, "REDUCE": MAX, "EMA": False}
     if criterion == "magnitude":
         grad_scale = 1.0
     else:
         for launch in todo:
-            _launch(launch, flags, 0.0, 1.0, **find_bad, FIND_BAD=True)
+            find_bad(launch, flags)
     for launch in todo:
         _launch(launch, flags, decay, grad_scale, **update, FIND_BAD=False)
+
+
+def find_bad(launch: Launch, flags: tuple[Tensor, Tensor]) -> None:
+    """Flag the launch's layers with a gradient that is not finite; operands begin with weights, grads and scores."""
+    _launch(launch, flags, 0.0, 1.0, CRITERION=GRADIENT, REDUCE=MAX, EMA=False, FIND_BAD=True)
 
 
 def _launch(launch: Launch, flags: tuple[Tensor, Tensor], decay: float, scale: float, **constants: object) -> None:
     grid = (len(launch.chunks),)
     arguments = launch.pointers, launch.shapes, launch.chunks, *flags, decay, scale
     constants |= {"W": TYPES[launch.dtypes[0]], "G": TYPES[launch.dtypes[1]], "num_warps": _WARPS}
+    constants["OPERANDS"] = launch.pointers.shape[1]
     layout, (first, second) = launch.layout, launch.tile
     if layout in (TILES, TILES_T):
         n, m = launch.block

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.masked_adamw import MaskedAdamW
 
 if TYPE_CHECKING:
     from trisparse.prune.pruner import Pruner
@@ -42,6 +43,8 @@ class Attachment:
                 "build it over the parameters of the model that the Pruner was given"
             )
         self._check_alone()
+        if isinstance(self._optimizer, MaskedAdamW):
+            self._optimizer.serve(pruner)
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
@@ -88,6 +91,8 @@ class Attachment:
         """Remove the hooks; the masks stay as they are, and are no longer held."""
         for handle in self._handles:
             handle.remove()
+        if isinstance(self._optimizer, MaskedAdamW):
+            self._optimizer.serve(None)
         if self._pruner._attached is self:
             self._pruner._attached = None
             self._pruner._observed = False  # a step that broke off between the hooks is forgotten

@@ -18,6 +18,7 @@ FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 DISTILL_MODES = ("hidden", "logits", "both")
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = {"none": None, "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+OPTIMIZERS = ("adamw", "masked_adamw")
 _HUGE = 10**9
 _ANY_WINDOW = {"start_step": 1, "end_step": 10**9}  # stands in until the length of the data is known
 
@@ -59,6 +60,7 @@ class TrainingArguments:
 
     output_dir: str | None = _arg(None, "Where the run is written.")
     overwrite_output_dir: bool = _arg(False, "Write over the run that output_dir holds.")
+    optimizer: str = _arg("adamw", "adamw, or masked_adamw: AdamW that scores and masks in the same pass.")
     learning_rate: float = _arg(5e-5, "Peak learning rate of AdamW.")
     weight_decay: float = _arg(0.0, "Decay of all weights but biases and norms.")
     num_train_epochs: float | None = _arg(None, "Passes over the training data; default 3, or as max_train_steps says.")
@@ -177,6 +179,7 @@ def _check(args: GlueArguments) -> None:
             raise PruningError(f"--{name}: missing")
     for name, text, known in (
         ("distill_mode", m.distill_mode, DISTILL_MODES),
+        ("optimizer", t.optimizer, OPTIMIZERS),
         ("lr_scheduler_type", t.lr_scheduler_type, SCHEDULERS),
         ("mixed_precision", t.mixed_precision, ("no", "bf16", "fp16")),
         ("report_to", t.report_to, tuple(TRACKERS)),
@@ -187,6 +190,8 @@ def _check(args: GlueArguments) -> None:
     _check_paths(d)
     if t.push_to_hub and not t.hub_model_id:
         raise PruningError("--push_to_hub: needs --hub_model_id, the repository to upload to")
+    if t.optimizer == "masked_adamw" and not args.pruning.do_prune:
+        raise PruningError("--optimizer: masked_adamw has no effect without --do_prune; use adamw")
     if m.teacher_model_name_or_path and not m.distill_loss_weight:
         raise PruningError(
             "--teacher_model_name_or_path: has no effect without --distill_loss_weight; add one, such as 2"

@@ -24,6 +24,7 @@ from trisparse.prune.glue_models import check_capacity, load_models
 from trisparse.prune.glue_output import check_output_dir, create_output_dir
 from trisparse.prune.glue_plan import Plan, make_plan
 from trisparse.prune.glue_tasks import Task, find_task
+from trisparse.prune.masked_adamw import MaskedAdamW
 from trisparse.prune.pruner import Pruner
 
 
@@ -71,7 +72,7 @@ def set_up(args: GlueArguments) -> Setup:
     train = features.pop("train")
     lengths = [len(row["input_ids"]) for row in train]
     sampler = EpochSampler(lengths, t.seed, d.per_device_train_batch_size, d.group_by_length)
-    optimizer = make_optimizer(bare, t.learning_rate, t.weight_decay, args.pruning.do_prune)
+    optimizer = make_optimizer(bare, t.optimizer, t.learning_rate, t.weight_decay, args.pruning.do_prune)
     model, optimizer, train_loader = accelerator.prepare(
         bare, optimizer, make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler)
     )
@@ -103,8 +104,8 @@ def set_up(args: GlueArguments) -> Setup:
     )  # fmt: skip
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float, prunes: bool) -> torch.optim.AdamW:
-    """AdamW with every trainable parameter in exactly one group; vectors (biases, norms) do not decay.
+def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float, prunes: bool) -> torch.optim.AdamW:
+    """The named AdamW with every trainable parameter in exactly one group; vectors (biases, norms) do not decay.
 
     With pruning the betas are (0.9, 0.9): the second moment forgets as fast as the scores do.
     """
@@ -113,7 +114,8 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float, prunes: boo
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.9) if prunes else (0.9, 0.999))
+    make = MaskedAdamW if name == "masked_adamw" else torch.optim.AdamW
+    return make(groups, lr=lr, betas=(0.9, 0.9) if prunes else (0.9, 0.999))
 
 
 def make_pruner(args: GlueArguments, bare: Any, model: nn.Module, plan: Plan) -> Pruner:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from trisparse.prune.layers import Layer, exact
 from trisparse.prune.progressive import PARTS, Parts
 from trisparse.prune.schedules import event_at, sparsity_at
 from trisparse.prune.selection import Selection
-from trisparse.sparse_ops import Plan, apply_masks, nm_mask, score_units
+from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, nm_mask, score_units
 from trisparse.sparse_ops.units import expand_units
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
@@ -47,7 +48,10 @@ class PrunedGroup:
         weights = [layer.weight.numel() for layer in layers]
         self.selection = Selection(config, self.sizes, weights, units, self.seen.device)
         self._views = [layer.view for layer in layers]
-        self._plans = {name: Plan() for name in ("score", "magnitude", "select", "units", "weights", "cost")}
+        self._plans: defaultdict[str, Plan] = defaultdict(Plan)
+        self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
+        self._due_scale: float | None = None  # of gradients that the next `step_adamw` is to score
+        self._is_masked = False  # by that pass, with the masks in force
         self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
         self.active = False
         if config.is_lock or config.lock_init_sparsity:
@@ -100,7 +104,47 @@ class PrunedGroup:
                 return
         elif self.sparsity(step) is None:
             return
-        self.score(grad_scale)
+        if self.is_stepped_here:
+            self._due_scale = grad_scale
+        else:
+            self.score(grad_scale)
+
+    def step_adamw(self, rates: Mapping[int, list[float]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
+        """Step the weights that have rates, by id; score them and mask them on the way if it is time for that."""
+        c = self.config
+        steps = [id(layer.weight) in rates for layer in self.layers]
+        if not any(steps):
+            return
+        none = [0.0] * len(next(iter(rates.values())))
+        table = torch.tensor([rates.get(id(layer.weight), none) for layer in self.layers], dtype=torch.float64)
+        device = self.seen.device
+        is_due, self._due_scale, scale = self._due_scale is not None, None, self._due_scale
+        if is_due and not self.scores:
+            self.scores = self._new_scores()
+        self._is_masked = self.active and self.parts is None and all(steps)
+        masks = self.choices if self.is_nm else self.units
+
+        def moments(name: str) -> list[Tensor]:
+            return [
+                layer.unit_view(state[layer.weight][name]) if steps[i] else self.views[i]
+                for i, layer in enumerate(self.layers)
+            ]
+
+        masked_adamw(
+            self.views,
+            [layer.grad_view if steps[i] else None for i, layer in enumerate(self.layers)],
+            moments("exp_avg"),
+            moments("exp_avg_sq"),
+            table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True),
+            self.scores if is_due else [],
+            masks if self._is_masked else [],
+            self.score_blocks,
+            self.seen,
+            c.criterion if c.needs_gradient else "snip",
+            c.criterion_reduce_type,
+            grad_scale=scale or 1.0,
+            plan=self._plans[f"adamw, score {is_due}, mask {self._is_masked}"],
+        )
 
     def score(self, grad_scale: float = 1.0) -> None:
         """Score the gradients; work for the device only, that a CUDA graph can hold."""
@@ -152,7 +196,7 @@ class PrunedGroup:
             self._prune_groups(scores)
         else:
             self.selection.run(scores, self.units, self._plans["select"])
-        self.active = True
+        self.active, self._is_masked = True, False
         return scores
 
     def _prune_groups(self, scores: Sequence[Tensor]) -> None:
@@ -198,9 +242,10 @@ class PrunedGroup:
 
     def write_masks(self, step: int) -> None:
         """Zero the pruned weights in place."""
-        if self.active:
+        if self.active and not self._is_masked:
             masks, blocks = self.masks(step)
             apply_masks(self.views, masks, blocks, self._plans["units" if masks is self.units else "weights"])
+        self._is_masked = False
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """The masks in force after this many steps, and the block that each of their values covers."""

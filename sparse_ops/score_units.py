@@ -137,7 +137,7 @@ def score_units(
     """
     if plan is None or not plan.is_checked("score_units"):
         _check(scores, weights, grads, blocks, seen, criterion, reduce)
-    grads = [_like(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+    grads = [like_weight(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
     tables = []
     if plan:
         beside = [weights if criterion == "magnitude" else grads, scores]
@@ -147,7 +147,7 @@ def score_units(
     )
 
 
-def _like(weight: Tensor, grad: Tensor | None) -> Tensor | None:
+def like_weight(weight: Tensor, grad: Tensor | None) -> Tensor | None:
     """The gradient with its weight's strides, a copy only where they differ."""
     if grad is None or grad.stride() == weight.stride():
         return grad

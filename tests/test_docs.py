@@ -11,7 +11,7 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["pruner", "config", "bits"])
+@pytest.mark.parametrize("name", ["pruner", "config", "bits", "masked_adamw"])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"trisparse.prune.{name}")
     result = doctest.testmod(module)

@@ -71,7 +71,14 @@ def test_import_is_lazy():
 
 
 def test_public_names():
-    assert trisparse.__all__ == ["Pruner", "PruningConfig", "PruningError", "SparsityReport", "prune_once"]
+    assert trisparse.__all__ == [
+        "MaskedAdamW",
+        "Pruner",
+        "PruningConfig",
+        "PruningError",
+        "SparsityReport",
+        "prune_once",
+    ]
     assert all(getattr(trisparse, name).__doc__ for name in trisparse.__all__)
     assert set(trisparse.__all__) <= set(dir(trisparse))
     with pytest.raises(AttributeError, match="no attribute 'prune_twice'"):

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trisparse.prune.config import PruningConfig
     from trisparse.prune.errors import PruningError
+    from trisparse.prune.masked_adamw import MaskedAdamW
     from trisparse.prune.once import prune_once
     from trisparse.prune.pruner import Pruner
     from trisparse.prune.report import SparsityReport
 
 __version__ = "0.1.0"
-__all__ = ["Pruner", "PruningConfig", "PruningError", "SparsityReport", "prune_once"]
+__all__ = ["MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "prune_once"]
 
 _HOME = {
+    "MaskedAdamW": "trisparse.prune.masked_adamw",
     "Pruner": "trisparse.prune.pruner",
     "PruningConfig": "trisparse.prune.config",
     "PruningError": "trisparse.prune.errors",

@@ -20,9 +20,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trisparse.kernels import apply_masks, nm_mask, nm_mask_2d, score_units, select_units
+from trisparse.kernels import apply_masks, masked_adamw, nm_mask, nm_mask_2d, score_units, select_units
 from trisparse.kernels.plan import SELECTION_CHUNK
-from trisparse.kernels.tables import _tile
+from trisparse.kernels.tables import LINES, STRIDED, TILES, _tile
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -30,27 +30,45 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+STEP = ("W", "G", "CRITERION", "REDUCE", "EMA")
 RECORD = Path(__file__).with_name("instructions.json")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = dict.fromkeys(
     ("pointers", "shapes", "lengths", "sizes", "low", "high", "targets", "limits", "total"), "*i64"
 )
-SCALARS = {"decay": "fp32", "scale": "fp32", "L": "i32", "numel": "i32", "rows": "i32", "cols": "i32", "seen": "*i8"}
+SCALARS = {
+    "decay": "fp32",
+    "scale": "fp32",
+    "all_rates": "*fp64",
+    "L": "i32",
+    "numel": "i32",
+    "rows": "i32",
+    "cols": "i32",
+    "seen": "*i8",
+}
 
 
 def variants(lanes):
     """Name, kernel, constants, other argument types, weights a program takes, warps, must it read 16 bytes at once."""
     for dtype in (tl.bfloat16, tl.float32):
+
+        def warps(layout, itemsize=dtype.primitive_bitwidth // 8):
+            return masked_adamw.warps(layout, itemsize)
+
         for n, m, transposed in [(4, 1, False), (1, 1, False), (1, 4, False), (32, 32, False), (1, 4, True)]:
             down, across = _tile(n, m)
             tile = {"TRANSPOSED": transposed, "N": n, "M": m, "DOWN": down, "ACROSS": across}
             name, size = f"{dtype} {n}x{m}{' transposed' if transposed else ''}", down * across * n * m
-            what = {"W": dtype, "G": dtype, "CRITERION": 2, "REDUCE": 0, "EMA": True, "FIND_BAD": False}
+            what = {"W": dtype, "G": dtype, "CRITERION": 2, "REDUCE": 0, "EMA": True, "FIND_BAD": False, "OPERANDS": 3}
             yield f"score_tiles {name}", score_units.score_tiles, tile | what, {}, size, 8, True
             bits = {"BITS": {16: tl.int16, 32: tl.int32}[dtype.primitive_bitwidth]}
             yield f"mask_tiles {name}", apply_masks.mask_tiles, tile | bits, {}, size, 8, True
+            fused = {"SCORED": True, "MASKED": True} | {key: what[key] for key in STEP}
+            if not transposed:
+                step = tile | fused, {}, size, warps(TILES), True
+                yield f"step_tiles {name}", masked_adamw.step_tiles, *step
             if (n, m, transposed) == (4, 1, False):
-                guard = {"W": dtype, "G": dtype, "CRITERION": 1, "REDUCE": 2, "EMA": False, "FIND_BAD": True}
+                guard = what | {"CRITERION": 1, "REDUCE": 2, "EMA": False, "FIND_BAD": True}
                 yield f"score_tiles {name} guard", score_units.score_tiles, tile | guard, {}, size, 8, True
         for kind, lines, lines_t, units, width in [
             ("rows", True, False, 8, 256), ("columns", False, True, 128, 16), ("strided 4x1", False, False, 512, 4),
@@ -58,6 +76,9 @@ def variants(lanes):
             line = {"IS_LINES": lines, "IS_LINES_T": lines_t, "UNITS": units, "WIDTH": width}
             name = f"{dtype} {kind}"
             yield f"score_lines {name}", score_units.score_lines, line | what, {}, units * width, 8, lines or lines_t
+            step_warps = warps(LINES if lines or lines_t else STRIDED)
+            step = line | fused, {}, units * width, step_warps, lines or lines_t
+            yield f"step_lines {name}", masked_adamw.step_lines, *step
             yield f"mask_lines {name}", apply_masks.mask_lines, line | bits, {}, units * width, 8, False
         for n, m in [(2, 4), (4, 8), (16, 32), (3, 5)]:
             width = triton.next_power_of_2(m)

@@ -12,6 +12,7 @@ KERNELS = {
         "count_digits", "set_limits", "pick_common", "share_out", "pick_own", "count_ties", "write_units",
     ],
     "apply_masks": ["mask_tiles", "mask_lines"],
+    "masked_adamw": ["step_tiles", "step_lines"],
     "nm_mask": ["mask_groups"],
     "nm_mask_2d": ["mask_tiles_24"],
 }  # fmt: skip

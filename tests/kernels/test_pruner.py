@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import Pruner, PruningConfig
+from trisparse import MaskedAdamW, Pruner, PruningConfig
 from trisparse.sparse_ops import Plan
 
 CONFIGS = {
@@ -22,10 +22,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def train(model, options):
+def train(model, options, make=torch.optim.SGD):
     config = PruningConfig(start_step=1, end_step=7, pruning_frequency=3, exclude_head=False, **options)
     torch.manual_seed(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = make(model.parameters(), lr=0.01)
     pruner = Pruner(model, config)
     with pruner.attach(optimizer):
         for _ in range(8):
@@ -53,6 +53,21 @@ def test_masks_equal_those_of_the_references(name, request):
     pruner.report()  # zeros are where the masks say
 
 
+@pytest.mark.parametrize("name", ["4x1", "2:4", "rows", "columns", "progressive"])
+def test_masked_adamw_equals_adamw_on_the_references(name, request):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 48)
+    )
+    twin = copy.deepcopy(model)
+    want = train(twin, CONFIGS[name], torch.optim.AdamW).masks()
+    request.getfixturevalue("kernels_on_cpu")
+    got = train(model, CONFIGS[name], MaskedAdamW).masks()
+    assert all(torch.equal(got[key], want[key]) for key in want)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("kernels_on_cpu")
 def test_an_ordinary_step_launches_as_often_for_many_layers_as_for_one(count_launches):
     def launches(layers):
@@ -68,6 +83,20 @@ def test_an_ordinary_step_launches_as_often_for_many_layers_as_for_one(count_lau
         return list(count_launches)
 
     assert launches(1) == launches(8) == ["score_tiles", "score_tiles", "mask_tiles"]
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
+def test_masked_adamw_makes_one_launch_beside_the_guard(count_launches):
+    model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(5)))
+    optimizer = MaskedAdamW(model.parameters())
+    config = PruningConfig(start_step=1, end_step=9, pruning_frequency=2, exclude_head=False)
+    with Pruner(model, config).attach(optimizer):
+        for _ in range(4):
+            count_launches.clear()
+            for weight in model.parameters():
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+    assert count_launches == ["score_tiles", "step_tiles"]
 
 
 def test_a_plan_on_the_cpu_builds_no_tables():

@@ -136,7 +136,7 @@ def test_the_mixed_recipe(world):
     assert report["pattern_verified"]
 
 
-@pytest.mark.parametrize("extra", [[], ["--cache_teacher", "--group_by_length"]])
+@pytest.mark.parametrize("extra", [[], ["--cache_teacher", "--group_by_length", "--optimizer", "masked_adamw"]])
 def test_resuming_equals_not_having_stopped(world, monkeypatch, extra):
     from trisparse.prune import glue_output
 
@@ -255,7 +255,7 @@ def test_every_trainable_parameter_is_in_one_group_of_the_optimizer(world):
 
     model = AutoModelForSequenceClassification.from_pretrained(world / "dense")
     for prunes, betas in ((True, (0.9, 0.9)), (False, (0.9, 0.999))):
-        optimizer = make_optimizer(model, 1e-3, 0.1, prunes)
+        optimizer = make_optimizer(model, "adamw", 1e-3, 0.1, prunes)
         assert optimizer.defaults["betas"] == betas
         listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(listed) == sorted(id(p) for p in model.parameters())

@@ -26,6 +26,8 @@ PRUNE = [*BASE, "--do_prune"]
         ([*BASE, "--max_train_steps", "0"], "--max_train_steps: want at least 1 and below 1e"),
         ([*BASE, "--distill_mode", "logit"], "--distill_mode: 'logit' is not one of hidden, logits, both; did you mean 'logits'"),
         ([*BASE, "--lr_scheduler_type", "const"], "--lr_scheduler_type: 'const' is not one of"),
+        ([*BASE, "--optimizer", "adam"], "--optimizer: 'adam' is not one of adamw, masked_adamw"),
+        ([*BASE, "--optimizer", "masked_adamw"], "--optimizer: masked_adamw has no effect without --do_prune"),
         ([*BASE, "--mixed_precision", "fp8"], "--mixed_precision: 'fp8' is not one of no, bf16, fp16"),
         ([*BASE, "--report_to", "mlflow"], "--report_to: 'mlflow' is not one of"),
         ([*BASE, "--push_to_hub"], "--push_to_hub: needs --hub_model_id"),

@@ -1,0 +1,156 @@
+"""AdamW, score and mask of unit views in one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trisparse.kernels.plan import plan_units
+from trisparse.sparse_ops.apply_masks import apply_masks_reference
+from trisparse.sparse_ops.library import define, nothing
+from trisparse.sparse_ops.plan import Plan
+from trisparse.sparse_ops.score_units import CRITERIA, REDUCTIONS, like_weight, score_units_reference
+from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view, flat, pairs
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights
+
+
+def adamw_rates(lr: float, betas: tuple[float, float], eps: float, weight_decay: float, step: int) -> list[float]:
+    """A row of `rates` for the step that makes `step` of them, from 1."""
+    first, second = betas
+    return [
+        1 - lr * weight_decay, 1 - first, second, lr / (1 - first**step), (1 - second**step) ** 0.5, eps,
+    ]  # fmt: skip
+
+
+def masked_adamw_reference(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    rates: Tensor,
+    scores: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    blocks: Sequence[Block],
+    seen: Tensor,
+    criterion: str,
+    reduce: str,
+    decay: float,
+    grad_scale: float,
+) -> None:
+    """Plain torch; see `masked_adamw`."""
+    if scores:
+        score_units_reference(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale)
+    for weight, grad, first, second, row in zip(weights, grads, firsts, seconds, rates.tolist(), strict=True):
+        if grad is None:
+            continue
+        keep, to_first, beta2, size, root, eps = row
+        grad = grad.to(weight.dtype)
+        weight.mul_(keep)
+        first.lerp_(grad, to_first)
+        second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        weight.addcdiv_(first, (second.sqrt() / root).add_(eps), value=-size)
+    if masks:
+        apply_masks_reference(weights, masks, blocks)
+
+
+def _reference(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
+    masked_adamw_reference(weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest[:-1])
+
+
+def _kernel(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
+    from trisparse.kernels.masked_adamw import masked_adamw
+
+    masked_adamw(weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest)
+
+
+define(
+    "masked_adamw(Tensor(a!)[] weights, Tensor?[] grads, Tensor(b!)[] firsts, Tensor(c!)[] seconds, Tensor rates, "
+    "Tensor(d!)[] scores, Tensor[] masks, int[] blocks, Tensor(e!) seen, str criterion, str reduce, float decay, "
+    "float grad_scale, Tensor[] plan) -> ()",
+    _reference,
+    _kernel,
+    nothing,
+)
+
+
+def masked_adamw(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    firsts: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    rates: Tensor,
+    scores: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    blocks: Sequence[Block],
+    seen: Tensor,
+    criterion: str = "snip_momentum",
+    reduce: str = "mean",
+    decay: float = 0.9,
+    grad_scale: float = 1.0,
+    plan: Plan | None = None,
+) -> None:
+    """Score units, step their weights by AdamW and write zeros where masks prune: one pass instead of three.
+
+    Equal to `score_units`, then `torch.optim.AdamW`, then `apply_masks`: to the bit on the CPU, elsewhere to
+    rounding, where everything is computed in fp32 and rounded once.
+
+    Args:
+        weights: unit views, fp32, bf16 or fp16; changed in place.
+        grads: gradients in the layout of `weights`, as the optimizer sees them; a layer with None is not
+            stepped, and on CUDA not masked either: it has not changed.
+        firsts: first moments in the layout and dtype of `weights`; changed in place.
+        seconds: second moments, likewise.
+        rates: fp64 `[layers, 6]`, rows of `adamw_rates`.
+        scores: as in `score_units`, or none at all.
+        masks: as in `apply_masks`, or none at all.
+        blocks: `(n, m)` of each layer, of scores and masks both.
+        seen: as in `score_units`.
+        criterion: `gradient`, `snip` or `snip_momentum`.
+        reduce: as in `score_units`.
+        decay: as in `score_units`.
+        grad_scale: as in `score_units`; the step takes the gradients as they are.
+        plan: keeps what need be done only once, for one choice of scores and masks; see `Plan`.
+
+    Raises:
+        ValueError: a criterion, reduction or shape that does not fit.
+        TypeError: a dtype that does not fit.
+    """
+    if plan is None or not plan.is_checked("masked_adamw"):
+        _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criterion, reduce)
+    grads = [like_weight(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+    tables = []
+    if plan:
+        beside = [grads, scores or weights, masks or weights, firsts, seconds]
+        tables = plan.tables("masked_adamw", lambda old: plan_units(weights, beside, blocks, old), weights, *beside)
+    torch.ops.trisparse.masked_adamw(
+        weights, grads, firsts, seconds, rates, scores, masks, flat(blocks), seen, criterion, reduce, decay,
+        grad_scale, tables,
+    )  # fmt: skip
+
+
+def _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criterion, reduce) -> None:
+    lists = {"weights": weights, "grads": grads, "firsts": firsts, "seconds": seconds, "rates": rates, "blocks": blocks}
+    check_lengths(**lists, **({"scores": scores} if scores else {}), **({"masks": masks} if masks else {}))
+    if criterion not in CRITERIA or criterion == "magnitude":
+        raise ValueError(f"criterion: want gradient, snip or snip_momentum, got {criterion!r}")
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce: want one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    if rates.dtype != torch.float64 or rates.shape != (len(weights), 6):
+        raise TypeError(f"rates: want torch.float64 [{len(weights)}, 6], got {rates.dtype} {list(rates.shape)}")
+    for i, (weight, first, second, block) in enumerate(zip(weights, firsts, seconds, blocks, strict=True)):
+        check_view(f"weights[{i}]", weight, block)
+        if weight.dtype not in DTYPES:
+            raise TypeError(f"weights[{i}]: want one of {', '.join(map(str, DTYPES))}, got {weight.dtype}")
+        for name, moment in (("firsts", first), ("seconds", second)):
+            if moment.shape != weight.shape or moment.stride() != weight.stride() or moment.dtype != weight.dtype:
+                raise TypeError(
+                    f"{name}[{i}]: want {weight.dtype} {list(weight.shape)} with strides {weight.stride()} like its "
+                    f"weight, got {moment.dtype} {list(moment.shape)} with {moment.stride()}"
+                )
+        if scores:
+            check_units(f"scores[{i}]", scores[i], weight, block)
+        if masks:
+            check_units(f"masks[{i}]", masks[i], weight, block)

@@ -1,0 +1,121 @@
+"""MaskedAdamW is AdamW followed by score and mask."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError
+
+CONFIGS = {
+    "4x1": {"pattern": "4x1", "target_sparsity": 0.75},
+    "2:4 in part": {"pattern": "2:4", "target_sparsity": 0.3},
+    "rows, snip": {"pattern": "1xchannel", "target_sparsity": 0.5, "pruning_type": "snip"},
+    "magnitude": {"pattern": "1x1", "target_sparsity": 0.9, "pruning_type": "magnitude"},
+    "progressive": {"pattern": "4x1", "target_sparsity": 0.75, "pruning_type": "snip_momentum_progressive"},
+    "lock": {"pattern": "4x1", "pruning_type": "pattern_lock"},
+    "lasso": {"pattern": "4x1", "target_sparsity": 0.5, "reg_type": "group_lasso", "reg_coeff": 0.01},
+}
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 16, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(256, 32), nn.LayerNorm(32)]
+    return nn.Sequential(*layers, nn.Linear(32, 48))
+
+
+def groups(model):
+    return [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "lr": 3e-3},
+    ]
+
+
+def train(model, make, options):
+    window = (
+        {}
+        if options.get("pruning_type") == "pattern_lock"
+        else {"start_step": 1, "end_step": 7, "pruning_frequency": 3}
+    )
+    config = PruningConfig(**window, exclude_head=False, **options)
+    torch.manual_seed(1)
+    optimizer = make(groups(model), lr=1e-2, betas=(0.9, 0.95))
+    pruner = Pruner(model, config)
+    with pruner.attach(optimizer):
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(4, 4, 4, 4)).square().sum().backward()
+            optimizer.step()
+    return optimizer, pruner
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_on_the_cpu_it_equals_adamw_then_score_then_mask_to_the_bit(name):
+    model = network()
+    twin = copy.deepcopy(model)
+    optimizer, pruner = train(model, MaskedAdamW, CONFIGS[name])
+    other, want = train(twin, torch.optim.AdamW, CONFIGS[name])
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    masks, wanted = pruner.masks(), want.masks()
+    assert all(torch.equal(masks[key], wanted[key]) for key in wanted)
+    for mine, theirs in zip(
+        optimizer.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True
+    ):
+        assert mine.keys() == theirs.keys()
+        for key in theirs:
+            assert torch.equal(mine[key], theirs[key])
+    pruner.report()
+
+
+def test_it_loads_the_state_of_adamw_and_the_other_way():
+    first, second = network(), network()
+    optimizer, _ = train(first, torch.optim.AdamW, CONFIGS["4x1"])
+    masked = MaskedAdamW(groups(second), lr=1e-2)
+    masked.load_state_dict(optimizer.state_dict())
+    again = torch.optim.AdamW(groups(network()), lr=1e-2)
+    again.load_state_dict(masked.state_dict())
+    assert again.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_without_a_pruner_it_is_adamw():
+    model = network()
+    twin = copy.deepcopy(model)
+    for net, make in ((model, MaskedAdamW), (twin, torch.optim.AdamW)):
+        torch.manual_seed(1)
+        optimizer = make(groups(net), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(4, 4, 4, 4)).square().sum().backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_detached_it_is_adamw_again():
+    model = network()
+    optimizer, pruner = train(model, MaskedAdamW, CONFIGS["4x1"])
+    assert optimizer.pruner is None
+    assert not pruner.groups[0].is_stepped_here
+    model(torch.randn(4, 4, 4, 4)).square().sum().backward()
+    optimizer.step()
+    assert (model[3].weight == 0).sum() < model[3].weight.numel() // 2, "masks are held no longer"
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "maximize", "capturable", "differentiable"])
+def test_options_without_a_step_are_refused(option):
+    with pytest.raises(PruningError, match=f"{option}: MaskedAdamW has no step with {option}"):
+        MaskedAdamW(network().parameters(), **{option: True})
+
+
+def test_it_serves_one_pruner_of_single_precision():
+    model = network()
+    optimizer = MaskedAdamW(model.parameters())
+    config = PruningConfig(op_names=["0"], target_sparsity=0.5, start_step=1, end_step=2)
+    other = PruningConfig(op_names=["3"], target_sparsity=0.5, start_step=1, end_step=2)
+    Pruner(model, config).attach(optimizer)
+    with pytest.raises(PruningError, match="attach: MaskedAdamW serves a Pruner already"):
+        Pruner(model, other).attach(optimizer)
+    double = network().double()
+    with pytest.raises(PruningError, match=r"attach: 0 is torch.float64, and MaskedAdamW computes in float32"):
+        Pruner(double, config).attach(MaskedAdamW(double.parameters()))
