@@ -1,20 +1,26 @@
-"""What pruning adds to a training step on a CPU: an ordinary step (scores and masks) and a mask event.
+r"""What pruning adds to a training step on a CPU: an ordinary step (scores and masks) and a mask event.
 
     .venv/bin/python benchmarks/bench_prune_step_cpu.py --out benchmarks/results/prune_step_cpu.json
 
 The layers have the shapes of the named encoder's attention and feed-forward weights; values and
-gradients are random, since the cost does not depend on them. Times are medians in milliseconds. Beside
-the ordinary step stands the same arithmetic written plainly, one layer after the other (score = 0.9 *
-score + mean |W * G|; weight = weight * mask), timed in turns with it, since a shared machine drifts.
+gradients are random, since the cost does not depend on them. Times are medians in milliseconds, taken in
+turns, since a shared machine drifts. Beside ours stand the same arithmetic written plainly, one layer after
+the other (score = 0.9 * score + mean |W * G|; weight = weight * mask), and neural-compressor 2.6, if it is
+installed:
+
+    pip install --no-deps neural-compressor==2.6 deprecated wrapt prettytable wcwidth py-cpuinfo schema \
+        opencv-python-headless pycocotools
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -56,8 +62,31 @@ class Plain:
             weight.data = weight.data * self.masks[i]
 
 
-def measure(model: nn.Module, pattern: str, target: float, events: int) -> dict[str, float]:
-    """Median milliseconds of an ordinary step, plain and ours, and of an event, after pruning has begun."""
+class Predecessor:
+    """neural-compressor on a copy of the model, its hooks called as its own optimizer wrapper calls them."""
+
+    def __init__(self, model: nn.Module, pattern: str, target: float, end_step: int) -> None:
+        from neural_compressor import WeightPruningConfig
+        from neural_compressor.compression.pruner import prepare_pruning
+
+        self.model = copy.deepcopy(model)
+        self.weights = list(self.model.parameters())
+        settings = [{"pruning_type": "snip_momentum", "pattern": pattern, "target_sparsity": target}]
+        config = WeightPruningConfig(
+            settings, start_step=1, end_step=end_step, pruning_frequency=FREQUENCY, excluded_op_names=[],
+            pruning_op_types=["Linear"],
+        )  # fmt: skip
+        prepare_pruning(self.model, config, torch.optim.SGD(self.model.parameters(), lr=0.0))
+        prunings = self.model.prunings
+        self.pruning = prunings[0] if isinstance(prunings, list) else prunings
+
+    def step(self) -> None:
+        self.pruning.on_before_optimizer_step()
+        self.pruning.on_after_optimizer_step()
+
+
+def measure(model: nn.Module, pattern: str, target: float, events: int, peer: bool) -> dict[str, float]:
+    """Median milliseconds of an ordinary step and of an event, after pruning has begun."""
     config = PruningConfig(
         pattern=pattern, target_sparsity=target, start_step=1, end_step=1 + (events + 2) * FREQUENCY,
         pruning_frequency=FREQUENCY, exclude_head=False,
@@ -65,22 +94,35 @@ def measure(model: nn.Module, pattern: str, target: float, events: int) -> dict[
     pruner = Pruner(model, config)
     plain = Plain(model, PLAIN_BLOCKS[pattern])
     values = [torch.randn_like(w) for w in model.parameters()]
-    for weight, other in zip(model.parameters(), plain.weights, strict=True):
-        weight.grad = other.grad = torch.randn_like(weight)
+    old = Predecessor(model, pattern, target, config.groups[0].window[1]) if peer else None
+    nets = [list(model.parameters()), plain.weights, *([old.weights] if old else [])]
+    for same in zip(*nets, strict=True):
+        grad = torch.randn_like(same[0])
+        for weight in same:
+            weight.grad = grad.clone()
 
     def seconds(*calls: Callable[[], None]) -> float:
         with torch.no_grad():
-            for weight, other, value in zip(model.parameters(), plain.weights, values, strict=True):
-                weight.copy_(value)  # as an optimizer would fill the zeros again
-                other.copy_(value)
+            for *same, value in zip(*nets, values, strict=True):
+                for weight in same:
+                    weight.copy_(value)  # as an optimizer would fill the zeros again
         begin = time.perf_counter()
         for call in calls:
             call()
         return time.perf_counter() - begin
 
     times: dict[str, list[float]] = {"plain_ms": [], "ordinary_ms": [], "event_ms": []}
+    if old:
+        times |= {"predecessor_ms": [], "predecessor_event_ms": []}
     for step in range(1, 1 + (events + 1) * FREQUENCY):
         ours = seconds(pruner.observe, pruner.step)
+        if old:
+            event = seconds(old.pruning.on_step_begin)
+            ordinary = seconds(old.step)
+            if step % FREQUENCY == 2:  # it counts steps from 0, and chooses masks before the forward
+                times["predecessor_event_ms"].append(event)
+            elif step > 1 + FREQUENCY:
+                times["predecessor_ms"].append(ordinary)
         if step <= 1 + FREQUENCY:
             continue
         times["event_ms" if (step - 1) % FREQUENCY == 0 else "ordinary_ms"].append(ours)
@@ -106,17 +148,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = []
     head = f"{'encoder':<10} {'weights':>10} {'pattern':>10} {'target':>6}"
-    print(f"{head} {'plain ms':>9} {'ordinary ms':>12} {'event ms':>9}")
+    peer = find_spec("neural_compressor") is not None
+    columns = ["plain_ms", "ordinary_ms", "event_ms", *(["predecessor_ms", "predecessor_event_ms"] if peer else [])]
+    print(head, *(f"{column:>{len(column) + 1}}" for column in columns))
     for name in args.encoders:
         torch.manual_seed(0)
         model = encoder(*ENCODERS[name])
         weights = sum(p.numel() for p in model.parameters())
         for pattern, target in PATTERNS:
             row = {"encoder": name, "weights": weights, "pattern": pattern, "target_sparsity": target}
-            row |= measure(model, pattern, target, args.events)
+            row |= measure(model, pattern, target, args.events, peer)
             rows.append(row)
-            numbers = f"{row['plain_ms']:>9.1f} {row['ordinary_ms']:>12.1f} {row['event_ms']:>9.1f}"
-            print(f"{name:<10} {weights:>10} {pattern:>10} {target:>6} {numbers}", flush=True)
+            numbers = (f"{row[column]:>{len(column) + 1}.1f}" for column in columns)
+            print(f"{name:<10} {weights:>10} {pattern:>10} {target:>6}", *numbers, flush=True)
     if args.out:
         machine = {"processor": processor(), "cores": os.cpu_count(), "threads": args.threads}
         result = {"machine": machine, "python": platform.python_version(), "torch": torch.__version__, "rows": rows}
