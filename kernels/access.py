@@ -1,4 +1,4 @@
-"""How programs find the weights of their units; see `tables` for layouts and fields.
+"""What the kernels share: how programs find the weights of their units; see `tables` for layouts and fields.
 
 Divisibility must be stated where a value is loaded: a hint on an argument of a device function is lost.
 """
@@ -7,7 +7,15 @@ import torch
 import triton
 import triton.language as tl
 
+from trisparse.kernels import tables
+
+SHAPE_FIELDS = tl.constexpr(tables.SHAPE_FIELDS)
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float64: tl.float64}
+
+
+def warps(threads: int) -> int:
+    """Warps of a program: 32 threads each, on AMD 64."""
+    return threads // (64 if torch.version.hip else 32)
 
 
 @triton.jit

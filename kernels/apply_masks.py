@@ -8,12 +8,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import line_offsets, tall_offsets, tile_mask, tile_offsets, unit_offsets
+from trisparse.kernels.access import (
+    SHAPE_FIELDS,
+    line_offsets,
+    tall_offsets,
+    tile_mask,
+    tile_offsets,
+    unit_offsets,
+    warps,
+)
 from trisparse.kernels.plan import Launch, launches, plan_units
 from trisparse.kernels.tables import LINES, LINES_T, TILES, TILES_T
 
-_BITS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
-_WARPS = 8
+_BITS = {2: tl.int16, 4: tl.int32, 8: tl.int64}
+_THREADS = 256
 
 
 @triton.jit
@@ -25,7 +33,7 @@ def mask_tiles(
     """A tile of `DOWN x ACROSS` units of N x M weights: read, select, write."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
-    shape, addresses = shapes + entry * 9, pointers + entry * 2
+    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * 2
     down, across = tl.load(shape), tl.load(shape + 1)
     if M <= 4:
         across = tl.multiple_of(across, 16)
@@ -55,7 +63,7 @@ def mask_lines(
     """`UNITS` whole units: zeros are written, and nothing is read."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
-    shape, addresses = shapes + entry * 9, pointers + entry * 2
+    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * 2
     units = tl.load(shape) * tl.load(shape + 1)
     size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
     weight = tl.load(addresses).to(tl.pointer_type(BITS))
@@ -95,8 +103,15 @@ def _launch(launch: Launch) -> None:
     if layout in (TILES, TILES_T):
         n, m = launch.block
         mask_tiles[grid](
-            *arguments, BITS=bits, TRANSPOSED=layout == TILES_T, N=n, M=m, DOWN=first, ACROSS=second, num_warps=_WARPS
+            *arguments,
+            BITS=bits,
+            TRANSPOSED=layout == TILES_T,
+            N=n,
+            M=m,
+            DOWN=first,
+            ACROSS=second,
+            num_warps=warps(_THREADS),
         )
     else:
         kind = {"IS_LINES": layout == LINES, "IS_LINES_T": layout == LINES_T}
-        mask_lines[grid](*arguments, BITS=bits, **kind, UNITS=first, WIDTH=second, num_warps=_WARPS)
+        mask_lines[grid](*arguments, BITS=bits, **kind, UNITS=first, WIDTH=second, num_warps=warps(_THREADS))

@@ -19,7 +19,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import TYPES, line_offsets, tall_offsets, tile_mask, tile_offsets, unit_offsets
+from trisparse.kernels.access import (
+    SHAPE_FIELDS,
+    TYPES,
+    line_offsets,
+    tall_offsets,
+    tile_mask,
+    tile_offsets,
+    unit_offsets,
+    warps,
+)
 from trisparse.kernels.plan import Launch, launches, plan_units
 from trisparse.kernels.score_units import (
     CRITERIA,
@@ -68,7 +77,7 @@ def step_tiles(
     """A tile of `DOWN x ACROSS` units of N x M weights."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
-    shape, addresses = shapes + entry * 9, pointers + entry * _OPERANDS
+    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * _OPERANDS
     down, across, layer = tl.load(shape), tl.load(shape + 1), tl.load(shape + 8)
     if M <= 4:
         across = tl.multiple_of(across, 16)
@@ -119,7 +128,7 @@ def step_lines(
     """`UNITS` whole units, `WIDTH` of their weights at a time."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
-    shape, addresses = shapes + entry * 9, pointers + entry * _OPERANDS
+    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * _OPERANDS
     units = tl.load(shape) * tl.load(shape + 1)
     size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
     layer = tl.load(shape + 8)
@@ -155,9 +164,9 @@ def step_lines(
             tl.store(seen + layer, 1)
 
 
-def warps(layout: int, itemsize: int) -> int:
-    """Few enough that a thread reads 16 bytes at once, and enough that its registers hold what it reads."""
-    return 16 if layout == STRIDED or (layout in (TILES, TILES_T) and itemsize == 4) else 8
+def threads(layout: int, itemsize: int) -> int:
+    """Few enough that each reads 16 bytes at once, and enough that their registers hold what they read."""
+    return 512 if layout == STRIDED or (layout in (TILES, TILES_T) and itemsize == 4) else 256
 
 
 def masked_adamw(
@@ -186,9 +195,12 @@ def masked_adamw(
     bad = torch.zeros_like(seen, dtype=torch.int32)
     flags = bad, seen.view(torch.int8)
     constants = {
-        "CRITERION": CRITERIA[criterion], "REDUCE": REDUCTIONS[reduce], "EMA": criterion == "snip_momentum",
-        "SCORED": bool(scores), "MASKED": bool(masks),
-    }  # fmt: skip
+        "CRITERION": CRITERIA[criterion],
+        "REDUCE": REDUCTIONS[reduce],
+        "EMA": criterion == "snip_momentum" and decay != 0,
+        "SCORED": bool(scores),
+        "MASKED": bool(masks),
+    }
     for launch in todo if scores else []:
         find_bad(launch, flags)
     for launch in todo:
@@ -198,7 +210,7 @@ def masked_adamw(
 def _launch(launch: Launch, arguments: tuple, constants: dict) -> None:
     constants = constants | {"W": TYPES[launch.dtypes[0]], "G": TYPES[launch.dtypes[1]]}
     layout, (first, second) = launch.layout, launch.tile
-    constants["num_warps"] = warps(layout, launch.dtypes[0].itemsize)
+    constants["num_warps"] = warps(threads(layout, launch.dtypes[0].itemsize))
     tables = launch.pointers, launch.shapes, launch.chunks
     if layout in (TILES, TILES_T):
         n, m = launch.block

@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trisparse.kernels.access import warps
+
 TILE = 2048  # values a program, counting those that pad M to a power of two
-_WARPS = 4
+_THREADS = 128
 
 
 @triton.constexpr_function
@@ -73,6 +75,6 @@ def nm_mask(scores: Tensor, n: int, m: int, dim: int = 1, magnitude: bool = Fals
         groups = TILE // width
         mask_groups[(triton.cdiv(scores.numel() // m, groups),)](
             scores, mask.view(torch.int8), scores.numel(),
-            N=n, M=m, WIDTH=width, GROUPS=groups, MAGNITUDE=magnitude, num_warps=_WARPS,
+            N=n, M=m, WIDTH=width, GROUPS=groups, MAGNITUDE=magnitude, num_warps=warps(_THREADS),
         )  # fmt: skip
     return mask

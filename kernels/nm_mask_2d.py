@@ -1,14 +1,6 @@
 """Transposable 2:4 masks: two of four in every row and every column of each 4 x 4 tile, the most magnitude kept.
 
-There are 90 such patterns. The two upper rows pick pairs of columns (a, b), the two lower rows pairs (c, d)
-that make up what the upper leave: three kinds, in 19 classes with the same column counts,
-
-* a = b, and c = d is the other pair                            6 classes of  1 x 1
-* b is the other pair of a, and d the other pair of c           1 class  of  6 x 6
-* a and b share one column, c and d share the column of neither 12 classes of  2 x 2
-
-and the best of a class is the best upper half plus the best lower half. So 72 sums of pairs and 19 sums of
-halves are compared instead of 90 sums of eight.
+The search goes over the classes of `tile_patterns`, a tile a thread, without branches.
 """
 
 from __future__ import annotations
@@ -18,44 +10,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# columns of pair i; pair 5 - i has the other two
-PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+from trisparse.kernels.access import warps
+from trisparse.kernels.tile_patterns import CLASSES, LIMIT, PAIRS
+
+_LIMIT = tl.constexpr(LIMIT)
+DOWN, ACROSS, THREADS = 1, 256, 128  # tiles of 4 x 4 a program, and its threads
 
 
-def _classes() -> tuple[tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]], ...]:
-    """For each class its upper and its lower halves, pairs of indices into `PAIRS`."""
-    halves: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for a in range(6):
-        for b in range(6):
-            counts = tuple((c in PAIRS[a]) + (c in PAIRS[b]) for c in range(4))
-            halves.setdefault(counts, []).append((a, b))
-    return tuple((tuple(upper), tuple(halves[tuple(2 - c for c in counts)])) for counts, upper in halves.items())
-
-
-_CLASSES = _classes()
+@triton.constexpr_function
+def _count() -> int:
+    return len(CLASSES)
 
 
 @triton.constexpr_function
 def _options(number: int, lower: int) -> int:
     """How many halves a class has."""
-    return len(_CLASSES[number][lower])
+    return len(CLASSES[number][lower])
 
 
 @triton.constexpr_function
 def _pair(number: int, lower: int, option: int, row: int) -> int:
     """The pair that the first or second row of a half takes."""
-    return _CLASSES[number][lower][option][row]
+    return CLASSES[number][lower][option][row]
 
 
 @triton.constexpr_function
 def _bits(number: int, lower: int, option: int) -> int:
     """A half as 8 bits, column + 4 * row, in the place where its rows lie in the tile."""
-    columns = [column + 4 * row for row in range(2) for column in PAIRS[_CLASSES[number][lower][option][row]]]
+    columns = [column + 4 * row for row in range(2) for column in PAIRS[CLASSES[number][lower][option][row]]]
     return sum(1 << bit for bit in columns) << (8 * lower)
-
-
-_LIMIT = tl.constexpr(2.0**124)  # eight of them stay finite
-DOWN, ACROSS, THREADS = 1, 256, 128  # tiles of 4 x 4 a program, and its threads
 
 
 @triton.jit
@@ -93,7 +76,7 @@ def best_tile(r0, r1, r2, r3):
     below, lower = _half(r2, r3, 0, 1)
     best += below
     bits = upper | lower
-    for i in tl.static_range(1, 19):
+    for i in tl.static_range(1, _count()):
         above, upper = _half(r0, r1, i, 0)
         below, lower = _half(r2, r3, i, 1)
         best, bits = _better(best, bits, above + below, upper | lower)
@@ -103,8 +86,8 @@ def best_tile(r0, r1, r2, r3):
 @triton.jit
 def mask_tiles_24(weight_ptr, mask_ptr, rows, cols, DOWN: tl.constexpr, ACROSS: tl.constexpr):
     """`DOWN x ACROSS` tiles of 4 x 4; a row of a tile is written as the four bytes of an integer."""
-    tile_rows = tl.program_id(1) * DOWN + tl.arange(0, DOWN)[:, None]
-    c = tl.program_id(0) * ACROSS * 4 + tl.arange(0, ACROSS * 4)[None, :]
+    tile_rows = tl.program_id(0) * DOWN + tl.arange(0, DOWN)[:, None]
+    c = tl.program_id(1) * ACROSS * 4 + tl.arange(0, ACROSS * 4)[None, :]
     offs = (tile_rows * 4).to(tl.int64) * cols + c  # row 0 of each tile, [DOWN, ACROSS * 4]
     mask = (tile_rows * 4 < rows) & (c < cols)
     r0 = _row(weight_ptr, offs, mask, DOWN, ACROSS)
@@ -112,7 +95,7 @@ def mask_tiles_24(weight_ptr, mask_ptr, rows, cols, DOWN: tl.constexpr, ACROSS: 
     r2 = _row(weight_ptr, offs + 2 * cols, mask, DOWN, ACROSS)
     r3 = _row(weight_ptr, offs + 3 * cols, mask, DOWN, ACROSS)
     bits = best_tile(r0, r1, r2, r3)  # [DOWN, ACROSS]
-    t = tl.program_id(0) * ACROSS + tl.arange(0, ACROSS)[None, :]
+    t = tl.program_id(1) * ACROSS + tl.arange(0, ACROSS)[None, :]
     inside = (tile_rows * 4 < rows) & (t * 4 < cols)
     for r in tl.static_range(4):
         nibble = (bits >> (4 * r)) & 0xF
@@ -126,7 +109,7 @@ def nm_mask_2d(weight: Tensor) -> Tensor:
     rows, cols = weight.shape
     mask = torch.empty((rows, cols), dtype=torch.bool, device=weight.device)
     if weight.numel():
-        grid = triton.cdiv(cols // 4, ACROSS), triton.cdiv(rows // 4, DOWN)
-        words, lanes = mask.view(torch.int32), 64 if torch.version.hip else 32
-        mask_tiles_24[grid](weight, words, rows, cols, DOWN=DOWN, ACROSS=ACROSS, num_warps=THREADS // lanes)
+        grid = triton.cdiv(rows // 4, DOWN), triton.cdiv(cols // 4, ACROSS)
+        words = mask.view(torch.int32)
+        mask_tiles_24[grid](weight, words, rows, cols, DOWN=DOWN, ACROSS=ACROSS, num_warps=warps(THREADS))
     return mask

@@ -44,7 +44,7 @@ def plan_units(
         others: lists of operands beside the weights. One of a weight's own shape has its strides; a layer
             for which one is None takes no part.
         blocks: `(n, m)` of each layer.
-        before: a plan of the same layers; where only addresses changed, the rest of it is kept.
+        before: a plan of the same layers, shapes, strides and dtypes; but for addresses it is kept.
     """
     if before is not None and (moved := _move(before, weights, others)) is not None:
         return moved
@@ -100,17 +100,13 @@ def launches(plan: Sequence[Tensor]) -> list[Launch]:
 def _move(
     plan: Sequence[Tensor], weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]
 ) -> list[Tensor] | None:
-    """The plan with new addresses, or None where more than addresses changed."""
+    """The plan with new addresses, or None if one of them is not aligned, as its launch wants it."""
     launch_of, found = plan[1].tolist(), launches(plan)
     members: list[list[int]] = [[] for _ in found]
     for layer, launch in enumerate(launch_of):
-        beside = [operand[layer] for operand in others]
-        if (launch < 0) != (not weights[layer].numel() or any(operand is None for operand in beside)):
-            return None
         if launch < 0:
             continue
-        if tuple(DTYPES[i] for i in _dtypes(weights[layer], beside)) != found[launch].dtypes:
-            return None
+        beside = [operand[layer] for operand in others]
         if found[launch].layout != STRIDED and not all(_aligned(t) for t in (weights[layer], *beside)):
             return None
         members[launch].append(layer)

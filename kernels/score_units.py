@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import TYPES, line_offsets, tall_offsets, tile_mask, tile_offsets, unit_offsets
+from trisparse.kernels.access import (
+    SHAPE_FIELDS,
+    TYPES,
+    line_offsets,
+    tall_offsets,
+    tile_mask,
+    tile_offsets,
+    unit_offsets,
+    warps,
+)
 from trisparse.kernels.plan import Launch, launches, plan_units
 from trisparse.kernels.tables import LINES, LINES_T, TILES, TILES_T
 
@@ -22,7 +31,7 @@ MEAN, SUM, MAX = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INF_BITS = tl.constexpr(0x7F800000)
 CRITERIA = {"magnitude": MAGNITUDE, "gradient": GRADIENT, "snip": SNIP, "snip_momentum": SNIP}
 REDUCTIONS = {"mean": MEAN, "sum": SUM, "max": MAX}
-_WARPS = 8
+_THREADS = 256
 
 
 @triton.jit
@@ -53,8 +62,8 @@ def reduce_costs(costs, axis: tl.constexpr, REDUCE: tl.constexpr):
 
 @triton.jit
 def write_scores(score, offs, mask, total, size, decay, scale, REDUCE: tl.constexpr, EMA: tl.constexpr):
-    cost = total / size if REDUCE == MEAN else total
-    cost = cost / scale
+    cost = tl.div_rn(total, size) if REDUCE == MEAN else total
+    cost = tl.div_rn(cost, scale)
     if EMA:
         cost += decay * tl.load(score + offs, mask=mask, other=0.0)
     tl.store(score + offs, cost, mask=mask)
@@ -70,7 +79,7 @@ def score_tiles(
     """A tile of `DOWN x ACROSS` units of N x M weights; FIND_BAD: only flag layers with a cost that is not finite."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
-    shape, addresses = shapes + entry * 9, pointers + entry * OPERANDS
+    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * OPERANDS
     down, across, layer = tl.load(shape), tl.load(shape + 1), tl.load(shape + 8)
     if M <= 4:
         across = tl.multiple_of(across, 16)
@@ -79,7 +88,10 @@ def score_tiles(
     weight = tl.multiple_of(tl.load(addresses).to(tl.pointer_type(W)), 16)
     grad = tl.multiple_of(tl.load(addresses + 1).to(tl.pointer_type(G)), 16)
     score = tl.multiple_of(tl.load(addresses + 2).to(tl.pointer_type(tl.float32)), 16)
-    if tl.load(bad + layer) == 0:
+    is_bad = 0  # while flags are being set, threads of one program must not disagree on them
+    if not FIND_BAD:
+        is_bad = tl.load(bad + layer)
+    if is_bad == 0:
         inside = tile_mask(down, cols, r0, c0, M, DOWN, ACROSS)
         if N <= 8:  # row by row: loads are strided, and nothing is shuffled between threads
             total = tl.zeros((DOWN, ACROSS * M), tl.float32)
@@ -113,7 +125,7 @@ def score_lines(
     """`UNITS` whole units, `WIDTH` of their weights at a time; FIND_BAD as above."""
     item = chunks + tl.program_id(0).to(tl.int64) * 3
     entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
-    shape, addresses = shapes + entry * 9, pointers + entry * OPERANDS
+    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * OPERANDS
     units = tl.load(shape) * tl.load(shape + 1)
     size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
     layer = tl.load(shape + 8)
@@ -126,7 +138,10 @@ def score_lines(
         units = tl.multiple_of(units, 16)
     if IS_LINES or IS_LINES_T:
         weight, grad = tl.multiple_of(weight, 16), tl.multiple_of(grad, 16)
-    if tl.load(bad + layer) == 0:
+    is_bad = 0
+    if not FIND_BAD:
+        is_bad = tl.load(bad + layer)
+    if is_bad == 0:
         u = u0 + tl.arange(0, UNITS)
         total = tl.zeros((UNITS, WIDTH), tl.float32)
         for start in range(0, size, WIDTH):
@@ -164,7 +179,11 @@ def score_units(
     todo = launches(plan or plan_units(weights, beside, blocks))
     bad = torch.zeros_like(seen, dtype=torch.int32)
     flags = bad, seen.view(torch.int8)
-    update = {"CRITERION": CRITERIA[criterion], "REDUCE": REDUCTIONS[reduce], "EMA": criterion == "snip_momentum"}
+    update = {
+        "CRITERION": CRITERIA[criterion],
+        "REDUCE": REDUCTIONS[reduce],
+        "EMA": criterion == "snip_momentum" and decay != 0,
+    }
     if criterion == "magnitude":
         grad_scale = 1.0
     else:
@@ -182,7 +201,7 @@ def find_bad(launch: Launch, flags: tuple[Tensor, Tensor]) -> None:
 def _launch(launch: Launch, flags: tuple[Tensor, Tensor], decay: float, scale: float, **constants: object) -> None:
     grid = (len(launch.chunks),)
     arguments = launch.pointers, launch.shapes, launch.chunks, *flags, decay, scale
-    constants |= {"W": TYPES[launch.dtypes[0]], "G": TYPES[launch.dtypes[1]], "num_warps": _WARPS}
+    constants |= {"W": TYPES[launch.dtypes[0]], "G": TYPES[launch.dtypes[1]], "num_warps": warps(_THREADS)}
     constants["OPERANDS"] = launch.pointers.shape[1]
     layout, (first, second) = launch.layout, launch.tile
     if layout in (TILES, TILES_T):

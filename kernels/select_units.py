@@ -19,12 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trisparse.kernels.access import warps
 from trisparse.kernels.plan import SELECTION_CHUNK, plan_selection
 
 _BINS = tl.constexpr(256)
 _LAYERS = tl.constexpr(16)  # layers at a time where one program sums over all
 _SHIFTS = (24, 16, 8, 0)
-_WARPS = 8
+_THREADS = 256
 
 
 @triton.jit
@@ -247,6 +248,8 @@ def select_units(
     Layers that share one target have units of one size.
     """
     layers = len(scores)
+    if not layers:
+        return
     aligned, pointers, lengths, chunks, unit_sizes = plan or plan_selection(scores, masks, sizes)
     if not len(chunks):
         return
@@ -263,7 +266,7 @@ def select_units(
         counts = hist[descent, digit]
         count_digits[each_chunk](
             *work, prefixes, settled, counts, gone,
-            SHIFT=_SHIFTS[digit], ALIGNED=bool(aligned), BLOCK=SELECTION_CHUNK, num_warps=_WARPS,
+            SHIFT=_SHIFTS[digit], ALIGNED=bool(aligned), BLOCK=SELECTION_CHUNK, num_warps=warps(_THREADS),
         )  # fmt: skip
         return counts
 
@@ -273,10 +276,13 @@ def select_units(
     if not local:
         for digit in range(len(_SHIFTS)):
             counts = count(0, digit) if digit else counts
-            pick_common[(1,)](counts, limits, total, prefixes, base, equal, layers, num_warps=_WARPS)
-        share_out[(1,)](limits, total, prefixes, base, equal, want, settled, layers, BLOCK=vector)
+            pick_common[(1,)](counts, limits, total, prefixes, base, equal, layers, num_warps=warps(_THREADS))
+        wide = warps(128 if vector <= 1024 else 512)
+        share_out[(1,)](limits, total, prefixes, base, equal, want, settled, layers, BLOCK=vector, num_warps=wide)
     for digit in range(len(_SHIFTS)):
         counts = counts if local and not digit else count(1, digit)
         pick_own[(layers,)](counts, want, settled, prefixes, base, equal)
-    count_ties[each_chunk](*work, *threshold, ties, BLOCK=SELECTION_CHUNK, num_warps=_WARPS)
-    write_units[each_chunk](*work, *threshold, ties, ALIGNED=bool(aligned), BLOCK=SELECTION_CHUNK, num_warps=_WARPS)
+    count_ties[each_chunk](*work, *threshold, ties, BLOCK=SELECTION_CHUNK, num_warps=warps(_THREADS))
+    write_units[each_chunk](
+        *work, *threshold, ties, ALIGNED=bool(aligned), BLOCK=SELECTION_CHUNK, num_warps=warps(_THREADS)
+    )

@@ -29,7 +29,7 @@ from torch import Tensor
 TILES, TILES_T, LINES, LINES_T, STRIDED = range(5)
 SHAPE_FIELDS = 9
 ALIGN = 16  # bytes of the widest access, and elements that strides and unit rows are multiples of
-_MAX_SHORT, _MAX_TALL, _MAX_M = 8, 128, 32
+_MAX_SHORT, _MAX_TALL, _MAX_M = 8, 128, 32  # a tall block of 8-byte weights is at most a quarter as tall
 _TILE_WEIGHTS, _TILE_COLS = 8192, 256
 _LINE_WEIGHTS = 2048
 
@@ -61,27 +61,27 @@ def geometry(view: Tensor, block: tuple[int, int], layer: int, aligned: bool = T
     if aligned and s_col == 1 and s_row % ALIGN == 0:
         if across == n == 1 and m > _MAX_M and m % ALIGN == 0:
             return Geometry(LINES, (0, 0), (8, _LINE_WEIGHTS // 8), shape)
-        if _tiles(n, m, across):
+        if _tiles(n, m, across, view.element_size()):
             return Geometry(TILES, (n, m), _tile(n, m), shape)
     if aligned and s_row == 1 and s_col % ALIGN == 0:
         if across == n == 1 and m > _MAX_M and down % ALIGN == 0:
             return Geometry(LINES_T, (0, 0), (_LINE_WEIGHTS // ALIGN, ALIGN), shape)
-        if _tiles(m, n, down):
+        if _tiles(m, n, down, view.element_size()):
             return Geometry(TILES_T, (m, n), _tile(m, n), (across, down, s_col, m, n, 0, 1, rows, layer))
     width = min(1 << max(n * m - 1, 0).bit_length(), 256)
     return Geometry(STRIDED, (0, 0), (_LINE_WEIGHTS // width, width), shape)
 
 
-def _tiles(n: int, m: int, across: int) -> bool:
+def _tiles(n: int, m: int, across: int, itemsize: int) -> bool:
     """Whether n x m blocks of a row-major matrix, `across` of them in a row, can be walked in tiles."""
-    height = n <= _MAX_SHORT or (n <= _MAX_TALL and n & (n - 1) == 0)
+    height = n <= _MAX_SHORT or (n <= (_MAX_TALL if itemsize < 8 else _MAX_TALL // 4) and n & (n - 1) == 0)
     width = m <= _MAX_M and m & (m - 1) == 0 and across * m % ALIGN == 0
     # where units are nearly as many as weights, their rows too must start aligned
     return height and width and (m > 4 or across % ALIGN == 0)
 
 
 def _tile(n: int, m: int) -> tuple[int, int]:
-    down = max(_TILE_WEIGHTS // (_TILE_COLS * n), 1) if n <= _MAX_SHORT else 1
+    down = max(_TILE_WEIGHTS // (_TILE_COLS * n), 8) if n <= _MAX_SHORT else 1  # 8: each thread gets 16 bytes
     return 1 << (down.bit_length() - 1), _TILE_COLS // m
 
 

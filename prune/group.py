@@ -43,6 +43,7 @@ class PrunedGroup:
         self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
         self.scores: list[Tensor] = []
         self.seen = torch.zeros(len(layers), dtype=torch.bool, device=_device(self.layers))
+        self._is_all_seen = False
         self.parts: Parts | None = None
         units = [mask.numel() for mask in self.units]
         weights = [layer.weight.numel() for layer in layers]
@@ -147,7 +148,7 @@ class PrunedGroup:
         )
 
     def score(self, grad_scale: float = 1.0) -> None:
-        """Score the gradients; work for the device only, that a CUDA graph can hold."""
+        """Score the gradients; work for the device only, that a CUDA graph can hold if it is not the first."""
         c = self.config
         if not self.scores:
             self.scores = self._new_scores()
@@ -221,9 +222,10 @@ class PrunedGroup:
 
     def check_scored(self, step: int) -> None:
         """Raise PruningError if an event at this step would prune layers that have no score."""
-        if not self.config.needs_gradient or self.sparsity(step) is None:
+        if not self.config.needs_gradient or self._is_all_seen or self.sparsity(step) is None:
             return
         missing = [layer.name for layer, seen in zip(self.layers, self.seen.tolist(), strict=True) if not seen]
+        self._is_all_seen = not missing  # which spares later events a wait for the device
         if missing:
             when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
             raise PruningError(
@@ -284,12 +286,17 @@ class PrunedGroup:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.units = [unpack_bits(bits, like=mask) for bits, mask in zip(state["units"], self.units, strict=True)]
-        self.choices = [unpack_bits(b, like=mask) for b, mask in zip(state["choices"], self.choices, strict=True)]
-        self.scores = self._new_scores() if state["scores"] else []
+        for name, masks in (("units", self.units), ("choices", self.choices)):
+            for bits, mask in zip(state[name], masks, strict=True):
+                mask.copy_(unpack_bits(bits, like=mask))
+        if not state["scores"]:
+            self.scores = []
+        elif not self.scores:
+            self.scores = self._new_scores()
         for mine, saved in zip(self.scores, state["scores"], strict=True):
             mine.copy_(saved)
         self.seen.copy_(torch.tensor(state["seen"]))
+        self._is_all_seen = False
         self.active = state["active"]
         parts = state["parts"]
         self.parts = Parts(parts["event_step"], parts["layer"].cpu(), parts["unit"].cpu()) if parts else None

@@ -122,12 +122,16 @@ class Pruner:
             group.write_masks(self.step_count)
 
     def _check_weights(self) -> None:
-        for layer in self.layers:
-            if layer.module._parameters.get("weight") is not layer.weight:
-                raise PruningError(
-                    f"{layer.name}.weight: was replaced after the Pruner was built; "
-                    "build the Pruner after .to(), prepare() and the like"
-                )
+        for group in self.groups:
+            for layer in group.layers:
+                if (
+                    layer.module._parameters.get("weight") is not layer.weight
+                    or layer.weight.device != group.seen.device
+                ):
+                    raise PruningError(
+                        f"{layer.name}.weight: was replaced or moved after the Pruner was built; "
+                        "build the Pruner after .to(), prepare() and the like"
+                    )
 
     def attach(self, optimizer: Any) -> Attachment:
         """Call `observe` and `step` from the optimizer's own hooks, from now on.

@@ -10,7 +10,7 @@ from torch import Tensor
 from trisparse.kernels.plan import plan_units
 from trisparse.sparse_ops.library import define, nothing
 from trisparse.sparse_ops.plan import Plan
-from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view, flat, pairs
+from trisparse.sparse_ops.units import Block, check_device, check_lengths, check_units, check_view, flat, pairs
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -66,14 +66,20 @@ def apply_masks(
         ValueError: a shape that does not fit.
         TypeError: a mask that is not contiguous bool.
     """
-    if plan is None or not plan.is_checked("apply_masks"):
-        check_lengths(weights=weights, masks=masks, blocks=blocks)
-        for i, (weight, mask, block) in enumerate(zip(weights, masks, blocks, strict=True)):
-            check_view(f"weights[{i}]", weight, block)
-            check_units(f"masks[{i}]", mask, weight, block)
-            if mask.dtype != torch.bool or not mask.is_contiguous():
-                raise TypeError(f"masks[{i}]: want contiguous torch.bool, got {mask.dtype}")
+    (plan or Plan()).check("apply_masks", lambda: _check(weights, masks, blocks))
+    if not weights:
+        return
     tables = []
     if plan:
         tables = plan.tables("apply_masks", lambda old: plan_units(weights, [masks], blocks, old), weights, masks)
     torch.ops.trisparse.apply_masks(weights, masks, flat(blocks), tables)
+
+
+def _check(weights: Sequence[Tensor], masks: Sequence[Tensor], blocks: Sequence[Block]) -> None:
+    check_lengths(weights=weights, masks=masks, blocks=blocks)
+    check_device(weights=weights, masks=masks)
+    for i, (weight, mask, block) in enumerate(zip(weights, masks, blocks, strict=True)):
+        check_view(f"weights[{i}]", weight, block)
+        check_units(f"masks[{i}]", mask, weight, block)
+        if mask.dtype != torch.bool or not mask.is_contiguous():
+            raise TypeError(f"masks[{i}]: want contiguous torch.bool, got {mask.dtype}")

@@ -14,7 +14,7 @@ def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any
 
     Args:
         schema: name, arguments and result, with what is written to declared.
-        reference: runs on the CPU.
+        reference: runs on the CPU, and wherever there is no kernel.
         kernel: runs on CUDA and ROCm; imports its kernel when called, so that the CPU path needs no Triton.
         fake: the result for tensors without data, for `torch.compile`.
     """
@@ -26,7 +26,7 @@ def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any
             return kernel(*args)
 
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, reference, "CPU")
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, on_its_device, "CUDA")
     torch.library.register_fake(f"trisparse::{name}", fake, lib=_LIBRARY)
 

@@ -12,7 +12,7 @@ from trisparse.sparse_ops.apply_masks import apply_masks_reference
 from trisparse.sparse_ops.library import define, nothing
 from trisparse.sparse_ops.plan import Plan
 from trisparse.sparse_ops.score_units import CRITERIA, REDUCTIONS, like_weight, score_units_reference
-from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view, flat, pairs
+from trisparse.sparse_ops.units import Block, check_device, check_lengths, check_units, check_view, flat, pairs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights
 
@@ -118,8 +118,12 @@ def masked_adamw(
         ValueError: a criterion, reduction or shape that does not fit.
         TypeError: a dtype that does not fit.
     """
-    if plan is None or not plan.is_checked("masked_adamw"):
-        _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criterion, reduce)
+    (plan or Plan()).check(
+        "masked_adamw",
+        lambda: _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criterion, reduce),
+    )
+    if not weights:
+        return
     grads = [like_weight(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
     tables = []
     if plan:
@@ -138,6 +142,7 @@ def _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criter
         raise ValueError(f"criterion: want gradient, snip or snip_momentum, got {criterion!r}")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: want one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    check_device(weights=weights, grads=grads, firsts=firsts, seconds=seconds, rates=rates, scores=scores, masks=masks)
     if rates.dtype != torch.float64 or rates.shape != (len(weights), 6):
         raise TypeError(f"rates: want torch.float64 [{len(weights)}, 6], got {rates.dtype} {list(rates.shape)}")
     for i, (weight, first, second, block) in enumerate(zip(weights, firsts, seconds, blocks, strict=True)):

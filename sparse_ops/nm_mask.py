@@ -5,6 +5,7 @@ from torch import Tensor
 
 from trisparse.sparse_ops.library import define
 from trisparse.sparse_ops.sort_keys import sort_keys
+from trisparse.sparse_ops.units import check_dtype
 
 _MAX_PAIRWISE_M = 8  # M * (M - 1) / 2 comparisons of whole columns; beyond, one sort is faster
 
@@ -64,11 +65,13 @@ def nm_mask(scores: Tensor, n: int, m: int, dim: int = 1, magnitude: bool = Fals
 
     Raises:
         ValueError: a shape, n, m or dim that does not fit.
+        TypeError: a dtype that does not.
     """
     if not 1 <= n <= m <= 32:
         raise ValueError(f"n, m: want 1 <= n <= m <= 32, got {n}:{m}")
     if dim not in (0, 1):
         raise ValueError(f"dim: want 0 or 1, got {dim}")
+    check_dtype("scores", scores)
     if scores.dim() != 2 or scores.shape[dim] % m:
         raise ValueError(
             f"scores: want [rows, cols] with {('rows', 'cols')[dim]} a multiple of {m}, got {list(scores.shape)}"

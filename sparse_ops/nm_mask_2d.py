@@ -3,31 +3,20 @@
 import torch
 from torch import Tensor
 
+from trisparse.kernels.tile_patterns import CLASSES, LIMIT, PAIRS
 from trisparse.sparse_ops.library import define
-
-_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of columns; pair 5 - i has the other two
-_LIMIT = 2.0**124  # eight of them stay finite
-
-
-def _classes() -> list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]:
-    """Upper and lower halves of the 90 patterns, grouped by how often the upper half takes each column."""
-    halves: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    for a, first in enumerate(_PAIRS):
-        for b, second in enumerate(_PAIRS):
-            counts = tuple((c in first) + (c in second) for c in range(4))
-            halves.setdefault(counts, []).append((a, b))
-    return [(upper, halves[tuple(2 - c for c in counts)]) for counts, upper in halves.items()]
+from trisparse.sparse_ops.units import check_dtype
 
 
 def nm_mask_2d_reference(weight: Tensor) -> Tensor:
     """Plain torch; see `nm_mask_2d`."""
     rows, cols = weight.shape
-    size = weight.float().abs().nan_to_num(nan=_LIMIT, posinf=_LIMIT).clamp(max=_LIMIT)
+    size = weight.float().abs().nan_to_num(nan=LIMIT, posinf=LIMIT).clamp(max=LIMIT)
     tiles = size.view(rows // 4, 4, cols // 4, 4).permute(1, 3, 0, 2)  # [row, column, down, across]
-    pairs = [torch.stack([row[a] + row[b] for a, b in _PAIRS]) for row in tiles]  # 4 of [pair, down, across]
+    pairs = [torch.stack([row[a] + row[b] for a, b in PAIRS]) for row in tiles]  # 4 of [pair, down, across]
     best = tiles.new_full(tiles.shape[2:], -1.0)
     chosen = torch.zeros((4, *best.shape), dtype=torch.int64, device=weight.device)  # each row's pair
-    for upper, lower in _classes():
+    for upper, lower in CLASSES:
         above, below = torch.tensor(upper, device=weight.device), torch.tensor(lower, device=weight.device)
         top, i = (pairs[0][above[:, 0]] + pairs[1][above[:, 1]]).max(0)
         bottom, j = (pairs[2][below[:, 0]] + pairs[3][below[:, 1]]).max(0)
@@ -35,7 +24,7 @@ def nm_mask_2d_reference(weight: Tensor) -> Tensor:
         best = torch.where(better, top + bottom, best)
         chosen = torch.where(better, torch.stack([*above[i].unbind(-1), *below[j].unbind(-1)]), chosen)
     taken = torch.zeros((6, 4), dtype=torch.bool, device=weight.device)
-    for index, (a, b) in enumerate(_PAIRS):
+    for index, (a, b) in enumerate(PAIRS):
         taken[index, a] = taken[index, b] = True
     return taken[chosen].permute(1, 0, 2, 3).reshape(rows, cols)  # [row, down, across, column]
 
@@ -68,7 +57,9 @@ def nm_mask_2d(weight: Tensor) -> Tensor:
 
     Raises:
         ValueError: a shape that does not fit.
+        TypeError: a dtype that does not.
     """
+    check_dtype("weight", weight)
     if weight.dim() != 2 or weight.shape[0] % 4 or weight.shape[1] % 4:
         raise ValueError(f"weight: want [rows, cols], both multiples of 4, got {list(weight.shape)}")
     return torch.ops.trisparse.nm_mask_2d(weight)

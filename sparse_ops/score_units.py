@@ -11,7 +11,7 @@ from torch import Tensor
 from trisparse.kernels.plan import plan_units
 from trisparse.sparse_ops.library import define, nothing
 from trisparse.sparse_ops.plan import Plan
-from trisparse.sparse_ops.units import Block, check_lengths, check_units, check_view, flat, pairs
+from trisparse.sparse_ops.units import Block, check_device, check_lengths, check_units, check_view, flat, pairs
 
 
 def _magnitude(weight: Tensor, grad: Tensor | None, out: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def score_units_reference(
         rows, cols = score.shape
         cost = REDUCTIONS[reduce](cost.view(rows, n, cols, m), (1, 3)) if n * m > 1 else cost.view(rows, cols)
         # a gradient that is not finite makes its cost so, and the sum of costs, which are not negative
-        if grad is not None and needs_grad and not math.isfinite(cost.sum()) and not grad.isfinite().all():
+        if grad is not None and needs_grad and not math.isfinite(cost.sum()) and not grad.float().isfinite().all():
             continue
         if needs_grad and grad_scale != 1:
             cost.div_(grad_scale)
@@ -133,10 +133,11 @@ def score_units(
 
     Raises:
         ValueError: an unknown criterion or reduction, or a shape that does not fit.
-        TypeError: scores that are not contiguous fp32.
+        TypeError: a dtype that does not fit, or scores that are not contiguous.
     """
-    if plan is None or not plan.is_checked("score_units"):
-        _check(scores, weights, grads, blocks, seen, criterion, reduce)
+    (plan or Plan()).check("score_units", lambda: _check(scores, weights, grads, blocks, seen, criterion, reduce))
+    if not scores:
+        return
     grads = [like_weight(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
     tables = []
     if plan:
@@ -149,7 +150,9 @@ def score_units(
 
 def like_weight(weight: Tensor, grad: Tensor | None) -> Tensor | None:
     """The gradient with its weight's strides, a copy only where they differ."""
-    if grad is None or grad.stride() == weight.stride():
+    if grad is None:
+        return None
+    if all(size == 1 or a == b for size, a, b in zip(grad.shape, grad.stride(), weight.stride(), strict=True)):
         return grad
     return torch.empty_strided(weight.shape, weight.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
 
@@ -168,8 +171,9 @@ def _check(
         raise ValueError(f"criterion: want one of {', '.join(CRITERIA)}, got {criterion!r}")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: want one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    if seen.dtype != torch.bool or seen.dim() != 1:
-        raise TypeError(f"seen: want torch.bool [layers], got {seen.dtype} {list(seen.shape)}")
+    if seen.dtype != torch.bool or seen.dim() != 1 or not seen.is_contiguous():
+        raise TypeError(f"seen: want contiguous torch.bool [layers], got {seen.dtype} {list(seen.shape)}")
+    check_device(weights=weights, scores=scores, grads=grads, seen=seen)
     for i, (score, weight, grad, block) in enumerate(zip(scores, weights, grads, blocks, strict=True)):
         check_view(f"weights[{i}]", weight, block)
         check_units(f"scores[{i}]", score, weight, block)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trisparse.kernels.tables import upload
 from trisparse.sparse_ops.sort_keys import NAN_KEY, PRUNED_KEY
 
 
@@ -14,8 +15,7 @@ def select_by_sorting(
     """`select_units` over all layers together, for units of any sizes; three int64 a unit while it runs."""
     lengths = [mask.numel() for mask in masks]
     device = lo.device
-    units = torch.tensor(lengths).to(device, non_blocking=True)
-    weights = torch.tensor(sizes).to(device, non_blocking=True)
+    units, weights = upload(lengths, torch.int64, device), upload(sizes, torch.int64, device)
     gone = units - torch.stack([mask.sum() for mask in masks])
     lo = torch.minimum(torch.maximum(lo, gone), units)
     hi = torch.minimum(torch.maximum(hi, lo), units)

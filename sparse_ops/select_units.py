@@ -17,7 +17,7 @@ from trisparse.sparse_ops.library import define, nothing
 from trisparse.sparse_ops.plan import Plan
 from trisparse.sparse_ops.select_by_sorting import select_by_sorting
 from trisparse.sparse_ops.sort_keys import PRUNED_KEY, sort_keys
-from trisparse.sparse_ops.units import check_lengths
+from trisparse.sparse_ops.units import check_device, check_dtype, check_lengths
 
 _SHIFT = 18  # leading bits: sign, exponent and 5 of the mantissa
 _BINS = 1 << (32 - _SHIFT)
@@ -133,7 +133,11 @@ def select_units_reference(
 
 
 def _reference(scores, masks, sizes, lo, hi, targets, plan) -> None:
-    select_units_reference(scores, masks, sizes, lo, hi, targets)
+    copies = [mask.cpu() for mask in masks]  # on the CPU the masks themselves
+    select_units_reference([score.cpu() for score in scores], copies, sizes, lo.cpu(), hi.cpu(), targets.cpu())
+    for mask, copy in zip(masks, copies, strict=True):
+        if mask is not copy:
+            mask.copy_(copy)
 
 
 def _kernel(scores, masks, sizes, lo, hi, targets, plan) -> None:
@@ -186,8 +190,9 @@ def select_units(
         ValueError: shapes that do not fit.
         TypeError: masks that are not contiguous bool, or bounds and targets that are not int64.
     """
-    if plan is None or not plan.is_checked("select_units"):
-        _check(scores, masks, sizes, lo, hi, targets)
+    (plan or Plan()).check("select_units", lambda: _check(scores, masks, sizes, lo, hi, targets))
+    if not scores:
+        return
     tables = []
     if plan and all(score.dtype == torch.float32 and score.is_contiguous() for score in scores):
         tables = plan.tables("select_units", lambda old: plan_selection(scores, masks, sizes, old), scores, masks)
@@ -203,7 +208,9 @@ def _check(
     targets: Tensor,
 ) -> None:
     check_lengths(scores=scores, masks=masks, sizes=sizes, lo=lo, hi=hi)
+    check_device(scores=scores, masks=masks, lo=lo, hi=hi, targets=targets)
     for i, (score, mask, size) in enumerate(zip(scores, masks, sizes, strict=True)):
+        check_dtype(f"scores[{i}]", score)
         if mask.shape != score.shape:
             raise ValueError(f"masks[{i}]: want {list(score.shape)} like its scores, got {list(mask.shape)}")
         if mask.dtype != torch.bool or not mask.is_contiguous():
@@ -211,7 +218,9 @@ def _check(
         if size < 1:
             raise ValueError(f"sizes[{i}]: want at least 1 weight a unit, got {size}")
     for name, tensor in (("lo", lo), ("hi", hi), ("targets", targets)):
-        if tensor.dtype != torch.int64 or tensor.dim() != 1:
-            raise TypeError(f"{name}: want torch.int64 of one dimension, got {tensor.dtype} {list(tensor.shape)}")
+        if tensor.dtype != torch.int64 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise TypeError(
+                f"{name}: want contiguous torch.int64 of one dimension, got {tensor.dtype} {list(tensor.shape)}"
+            )
     if len(targets) not in (1, len(scores)):
         raise ValueError(f"targets: want 1 value or {len(scores)}, one a layer, got {len(targets)}")

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 Block = tuple[int, int]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def flat(blocks: Sequence[Block]) -> list[int]:
@@ -29,8 +31,23 @@ def grid_shape(view: Tensor, block: Block) -> Block:
     return rows // block[0], cols // block[1]
 
 
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise TypeError for a dtype that the operators do not compute with."""
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name}: want {', '.join(str(d) for d in DTYPES)}, got {tensor.dtype}")
+
+
+def check_device(**tensors: Tensor | Sequence[Tensor | None]) -> None:
+    """Raise ValueError unless all tensors are on the device of the first."""
+    named = [(k, t) for k, v in tensors.items() for t in ([v] if isinstance(v, Tensor) else v) if t is not None]
+    for name, tensor in named:
+        if tensor.device != named[0][1].device:
+            raise ValueError(f"{name}: want all on {named[0][1].device} like {named[0][0]}, got {tensor.device}")
+
+
 def check_view(name: str, view: Tensor, block: Block) -> None:
-    """Raise ValueError unless `view` is 2-D or 3-D and the block divides it."""
+    """Raise ValueError unless `view` is 2-D or 3-D and the block divides it, TypeError for its dtype."""
+    check_dtype(name, view)
     n, m = block
     rows, cols = matrix_shape(view)
     if view.dim() not in (2, 3) or n < 1 or m < 1 or rows % n or cols % m:

@@ -48,44 +48,51 @@ SCALARS = {
 }
 
 
-def variants(lanes):
-    """Name, kernel, constants, other argument types, weights a program takes, warps, must it read 16 bytes at once."""
+def variants():
+    """Name, kernel, constants, other argument types, weights a program takes, threads, must it read 16 bytes at once."""
     for dtype in (tl.bfloat16, tl.float32):
 
-        def warps(layout, itemsize=dtype.primitive_bitwidth // 8):
-            return masked_adamw.warps(layout, itemsize)
+        def threads(layout, itemsize=dtype.primitive_bitwidth // 8):
+            return masked_adamw.threads(layout, itemsize)
 
-        for n, m, transposed in [(4, 1, False), (1, 1, False), (1, 4, False), (32, 32, False), (1, 4, True)]:
+        for n, m, transposed in [
+            (4, 1, False),
+            (8, 1, False),
+            (1, 1, False),
+            (1, 4, False),
+            (32, 32, False),
+            (1, 4, True),
+        ]:
             down, across = _tile(n, m)
             tile = {"TRANSPOSED": transposed, "N": n, "M": m, "DOWN": down, "ACROSS": across}
             name, size = f"{dtype} {n}x{m}{' transposed' if transposed else ''}", down * across * n * m
             what = {"W": dtype, "G": dtype, "CRITERION": 2, "REDUCE": 0, "EMA": True, "FIND_BAD": False, "OPERANDS": 3}
-            yield f"score_tiles {name}", score_units.score_tiles, tile | what, {}, size, 8, True
+            yield f"score_tiles {name}", score_units.score_tiles, tile | what, {}, size, 256, True
             bits = {"BITS": {16: tl.int16, 32: tl.int32}[dtype.primitive_bitwidth]}
-            yield f"mask_tiles {name}", apply_masks.mask_tiles, tile | bits, {}, size, 8, True
+            yield f"mask_tiles {name}", apply_masks.mask_tiles, tile | bits, {}, size, 256, True
             fused = {"SCORED": True, "MASKED": True} | {key: what[key] for key in STEP}
             if not transposed:
-                step = tile | fused, {}, size, warps(TILES), True
+                step = tile | fused, {}, size, threads(TILES), True
                 yield f"step_tiles {name}", masked_adamw.step_tiles, *step
             if (n, m, transposed) == (4, 1, False):
                 guard = what | {"CRITERION": 1, "REDUCE": 2, "EMA": False, "FIND_BAD": True}
-                yield f"score_tiles {name} guard", score_units.score_tiles, tile | guard, {}, size, 8, True
+                yield f"score_tiles {name} guard", score_units.score_tiles, tile | guard, {}, size, 256, True
         for kind, lines, lines_t, units, width in [
             ("rows", True, False, 8, 256), ("columns", False, True, 128, 16), ("strided 4x1", False, False, 512, 4),
         ]:  # fmt: skip
             line = {"IS_LINES": lines, "IS_LINES_T": lines_t, "UNITS": units, "WIDTH": width}
             name = f"{dtype} {kind}"
-            yield f"score_lines {name}", score_units.score_lines, line | what, {}, units * width, 8, lines or lines_t
-            step_warps = warps(LINES if lines or lines_t else STRIDED)
-            step = line | fused, {}, units * width, step_warps, lines or lines_t
+            yield f"score_lines {name}", score_units.score_lines, line | what, {}, units * width, 256, lines or lines_t
+            step_threads = threads(LINES if lines or lines_t else STRIDED)
+            step = line | fused, {}, units * width, step_threads, lines or lines_t
             yield f"step_lines {name}", masked_adamw.step_lines, *step
-            yield f"mask_lines {name}", apply_masks.mask_lines, line | bits, {}, units * width, 8, False
+            yield f"mask_lines {name}", apply_masks.mask_lines, line | bits, {}, units * width, 256, False
         for n, m in [(2, 4), (4, 8), (16, 32), (3, 5)]:
             width = triton.next_power_of_2(m)
             groups = nm_mask.TILE // width
             constants = {"N": n, "M": m, "WIDTH": width, "GROUPS": groups, "MAGNITUDE": True}
             types = {"values_ptr": f"*{dtype}", "mask_ptr": "*i8"}
-            yield f"mask_groups {dtype} {n}:{m}", nm_mask.mask_groups, constants, types, groups * m, 4, width == m
+            yield f"mask_groups {dtype} {n}:{m}", nm_mask.mask_groups, constants, types, groups * m, 128, width == m
         constants = {"DOWN": nm_mask_2d.DOWN, "ACROSS": nm_mask_2d.ACROSS}
         size, types = nm_mask_2d.DOWN * nm_mask_2d.ACROSS * 16, {"weight_ptr": f"*{dtype}"}
         yield (
@@ -94,21 +101,29 @@ def variants(lanes):
             constants,
             types,
             size,
-            nm_mask_2d.THREADS // lanes,
+            nm_mask_2d.THREADS,
             True,
         )
     fast = {"ALIGNED": True, "BLOCK": SELECTION_CHUNK}
     for shift in (24, 16):
-        yield f"count_digits {shift}", select_units.count_digits, fast | {"SHIFT": shift}, {}, SELECTION_CHUNK, 8, True
-    yield "write_units", select_units.write_units, fast, {}, SELECTION_CHUNK, 8, True
-    yield "count_ties", select_units.count_ties, {"BLOCK": SELECTION_CHUNK}, {}, SELECTION_CHUNK, 8, False
-    yield "pick_common", select_units.pick_common, {}, {}, 16 * 256, 8, False
-    yield "pick_own", select_units.pick_own, {}, {}, 256, 4, False
-    yield "set_limits", select_units.set_limits, {"LOCAL": False, "BLOCK": 128}, {}, 128, 4, False
-    yield "share_out", select_units.share_out, {"BLOCK": 128}, {}, 128, 4, False
+        yield (
+            f"count_digits {shift}",
+            select_units.count_digits,
+            fast | {"SHIFT": shift},
+            {},
+            SELECTION_CHUNK,
+            256,
+            True,
+        )
+    yield "write_units", select_units.write_units, fast, {}, SELECTION_CHUNK, 256, True
+    yield "count_ties", select_units.count_ties, {"BLOCK": SELECTION_CHUNK}, {}, SELECTION_CHUNK, 256, False
+    yield "pick_common", select_units.pick_common, {}, {}, 16 * 256, 256, False
+    yield "pick_own", select_units.pick_own, {}, {}, 256, 128, False
+    yield "set_limits", select_units.set_limits, {"LOCAL": False, "BLOCK": 128}, {}, 128, 128, False
+    yield "share_out", select_units.share_out, {"BLOCK": 128}, {}, 128, 128, False
 
 
-def compile_kernel(kernel, constants, types, warps, target):
+def compile_kernel(kernel, constants, types, threads, target):
     signature, values, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -117,7 +132,11 @@ def compile_kernel(kernel, constants, types, warps, target):
         signature[name] = types.get(name) or POINTERS.get(name) or SCALARS.get(name) or "*i32"
         if signature[name].startswith("*") or name in ("numel", "rows", "cols"):
             attributes[(i,)] = [["tt.divisibility", 16]]
-    return triton.compile(ASTSource(kernel, signature, values, attributes), target=target, options={"num_warps": warps})
+    return triton.compile(
+        ASTSource(kernel, signature, values, attributes),
+        target=target,
+        options={"num_warps": threads // target.warp_size},
+    )
 
 
 def read_nvidia(compiled):
@@ -135,7 +154,7 @@ def read_nvidia(compiled):
         "registers": registers,
         "local": stack + local + sum(n for op, n in count.items() if op.startswith(("LDL", "STL"))),
         "wide": sum(n for op, n in count.items() if op.startswith("LDG") and ".128" in op),
-        "narrow": sum(n for op, n in count.items() if op.startswith("LDG") and (".U8" in op or ".U16" in op)),
+        "wide_stores": sum(n for op, n in count.items() if op.startswith("STG") and ".128" in op),
         "total": sum(count.values()),
     }
 
@@ -150,8 +169,8 @@ def read_amd(compiled):
     return {
         "registers": field("vgpr_count"),
         "local": field("vgpr_spill_count") + field("sgpr_spill_count") + field("private_segment_fixed_size"),
-        "wide": sum(op.endswith("load_dwordx4") for op in opcodes),
-        "narrow": sum(op.endswith(("load_ubyte", "load_ushort")) for op in opcodes),
+        "wide": sum(op.startswith(("global_load", "flat_load")) and op.endswith("x4") for op in opcodes),
+        "wide_stores": sum(op.startswith(("global_store", "flat_store")) and op.endswith("x4") for op in opcodes),
         "total": sum(op != "s_nop" for op in opcodes),
     }
 
@@ -159,10 +178,10 @@ def read_amd(compiled):
 def inspect(arch):
     target = TARGETS[arch]
     found = {}
-    for name, kernel, constants, types, weights, warps, fast in variants(target.warp_size):
-        compiled = compile_kernel(kernel, constants, types, warps, target)
+    for name, kernel, constants, types, weights, threads, fast in variants():
+        compiled = compile_kernel(kernel, constants, types, threads, target)
         row = read_amd(compiled) if target.backend == "hip" else read_nvidia(compiled)
-        row["instructions"] = round(row.pop("total") * warps * target.warp_size / weights, 2)
+        row["instructions"] = round(row.pop("total") * threads / weights, 2)
         found[name] = row | {"fast": fast}
     return found
 

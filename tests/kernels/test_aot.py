@@ -44,6 +44,14 @@ def test_fast_paths_read_sixteen_bytes_at_once(compiled, arch):
 
 
 @pytest.mark.parametrize("arch", TARGETS)
+def test_weights_are_written_sixteen_bytes_at_once(compiled, arch):
+    writers = {name: row for name, row in compiled[arch].items() if name.startswith(("mask_tiles ", "step_tiles"))}
+    bad = {name: row for name, row in writers.items() if not row["wide_stores"]}
+    assert writers
+    assert not bad
+
+
+@pytest.mark.parametrize("arch", TARGETS)
 def test_no_kernel_grows_by_a_tenth(compiled, arch):
     if triton.__version__ != RECORD["triton"]:
         pytest.skip(f"recorded with Triton {RECORD['triton']}, this is {triton.__version__}")

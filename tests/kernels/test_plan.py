@@ -1,8 +1,11 @@
 """Plans: what is kept when addresses move, and what is not."""
 
+import pytest
 import torch
 
 from trisparse.kernels.plan import launches, plan_selection, plan_units
+from trisparse.kernels.tables import STRIDED
+from trisparse.sparse_ops import Plan
 
 
 def layers(device):
@@ -24,20 +27,55 @@ def test_moved_operands_keep_all_but_the_addresses(device):
     assert addresses == {grad.data_ptr() for grad in moved}
 
 
-def test_more_than_addresses_is_planned_anew(device):
+def test_an_operand_that_is_not_aligned_changes_the_launches(device):
     weights, grads, blocks = layers(device)
     before = plan_units(weights, [grads], blocks)
-
-    def entries(changed):
-        after = launches(plan_units(weights, [changed], blocks, before))
-        return {(launch.layout, *launch.dtypes): len(launch.shapes) for launch in after}
-
-    whole = entries(grads)
-    assert sum(whole.values()) == 3
-    assert sum(entries([None, *grads[1:]]).values()) == 2
-    assert entries([grads[0].bfloat16(), *grads[1:]]) != whole
     unaligned = torch.randn(8 * 32 + 1, device=device)[1:].view(8, 32)
-    assert entries([unaligned, *grads[1:]]) != whole
+    after = launches(plan_units(weights, [[unaligned, *grads[1:]]], blocks, before))
+    strided = [len(launch.shapes) for launch in after if launch.layout == STRIDED]
+    assert strided == [2]
+    assert [len(launch.shapes) for launch in launches(before) if launch.layout == STRIDED] == [1]
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
+def test_tables_follow_the_operands():
+    weights, grads, blocks = layers("cpu")
+    plan, made = Plan(), []
+
+    def tables(weights, grads):
+        def make(old):
+            made.append(old)
+            return plan_units(weights, [grads], blocks, old)
+
+        return plan.tables("op", make, weights, grads)
+
+    first = tables(weights, grads)
+    assert tables(weights, grads) is first
+    moved = tables(weights, [grad.clone() for grad in grads])
+    assert made == [None, first]
+    for changed in (
+        [None, *grads[1:]],
+        [grads[0].bfloat16(), *grads[1:]],
+        [grads[0].t().contiguous().t(), *grads[1:]],
+    ):
+        made.clear()
+        tables(weights, changed)
+        assert made == [None]
+    assert moved is not first
+
+
+def test_arguments_are_checked_until_they_pass():
+    plan, outcomes = Plan(), iter([ValueError("no"), ValueError("no"), None])
+
+    def check():
+        if error := next(outcomes):
+            raise error
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            plan.check("op", check)
+    plan.check("op", check)
+    plan.check("op", lambda: pytest.fail("checked again"))
 
 
 def test_the_largest_layer_comes_first_and_every_unit_once(device):

@@ -69,6 +69,25 @@ def test_masked_adamw_equals_adamw_on_the_references(name, request):
 
 
 @pytest.mark.usefixtures("kernels_on_cpu")
+@pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
+def test_a_weight_may_change_its_strides_on_the_way(pattern):
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 16))
+    config = PruningConfig(pattern=pattern, start_step=1, end_step=9, pruning_frequency=2, exclude_head=False)
+    pruner = Pruner(model, config)
+    for step in range(8):
+        if step == 4:
+            model.to(memory_format=torch.channels_last)
+        model.zero_grad()
+        model(torch.randn(2, 16, 4, 4)).square().sum().backward()
+        pruner.observe()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        pruner.step()
+        pruner.report()  # raises where a pruned weight is not zero
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
 def test_an_ordinary_step_launches_as_often_for_many_layers_as_for_one(count_launches):
     def launches(layers):
         model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(layers)))

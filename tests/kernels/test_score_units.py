@@ -116,6 +116,13 @@ def test_layers_of_all_kinds_at_once(device):
         torch.testing.assert_close(a.cpu(), b)
 
 
+def test_without_decay_an_infinite_score_is_forgotten(device):
+    scores = [torch.full((1, 16), math.inf, device=device)]
+    weight = torch.ones(4, 16, device=device)
+    run(score_units, scores, [weight], [weight], [(4, 1)], "snip_momentum", "mean", decay=0.0)
+    assert torch.equal(scores[0], torch.ones(1, 16, device=device))
+
+
 @pytest.mark.parametrize("layers", [1, 9])
 def test_launches_do_not_grow_with_the_layers(device, count_launches, layers):
     weights = [torch.randn(8, 32, device=device) for _ in range(layers)]

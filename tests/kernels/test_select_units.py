@@ -99,6 +99,19 @@ def test_ties_of_several_chunks_go_by_index(device, small_chunks):
     assert ours[0].tolist() == [False] * 53 + [True] * 47
 
 
+def test_more_layers_than_one_program_adds_up_at_a_time(device, small_chunks):
+    scores = [torch.rand(9) for _ in range(40)]
+    masks = [torch.ones(9, dtype=torch.bool) for _ in range(40)]
+    ours, theirs = both(device, scores, masks, [1] * 40, [0] * 39 + [5], [9, 2] * 20, [150])
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_ties_of_more_chunks_than_one_program_adds_up_at_a_time(device, small_chunks):
+    scores, masks = [torch.ones(700)], [torch.ones(700, dtype=torch.bool)]
+    ours, _ = both(device, scores, masks, [1], [0], [700], [650])
+    assert ours[0].tolist() == [False] * 650 + [True] * 50
+
+
 def test_launches_do_not_grow_with_the_layers(device, count_launches):
     def launches(layers):
         count_launches.clear()
@@ -115,3 +128,4 @@ def test_nothing_to_choose_from(device):
     none = torch.zeros(2, dtype=torch.int64, device=device)
     masks = [torch.zeros(0, dtype=torch.bool, device=device)] * 2
     select_units([torch.zeros(0, device=device)] * 2, masks, [1, 1], none, none, none[:1])
+    select_units([], [], [], none[:0], none[:0], none[:1])

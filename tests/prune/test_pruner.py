@@ -192,7 +192,7 @@ def test_the_contract_is_enforced(make_mlp, sgd):
         pruner.observe()
     pruner.step()
     model[0].weight = nn.Parameter(torch.zeros(32, 16))
-    with pytest.raises(PruningError, match="0.weight: was replaced after the Pruner was built"):
+    with pytest.raises(PruningError, match="0.weight: was replaced or moved after the Pruner was built"):
         pruner.observe()
     with pytest.raises(PruningError, match="config: want a PruningConfig, got dict"):
         Pruner(model, {"pattern": "4x1"})

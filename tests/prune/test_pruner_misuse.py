@@ -83,7 +83,7 @@ def test_a_replaced_weight_is_an_error_everywhere(make_mlp):
     pruner.start()
     model.load_state_dict(dense, assign=True)
     for call in (pruner.report, pruner.masks, pruner.observe):
-        with pytest.raises(PruningError, match="0.weight: was replaced after the Pruner was built"):
+        with pytest.raises(PruningError, match="0.weight: was replaced or moved after the Pruner was built"):
             call()
     model = make_mlp()
     pruner = Pruner(model, PruningConfig(target_sparsity=0.5, pruning_type="magnitude", start_step=0, end_step=0))

@@ -32,6 +32,27 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, name).default, samples()[name])
 
 
+def test_no_layers_at_all():
+    none = torch.zeros(0, dtype=torch.int64)
+    score_units([], [], [], [], torch.zeros(0, dtype=torch.bool))
+    select_units([], [], [], none, none, torch.tensor([3]))
+    apply_masks([], [], [])
+
+
+def test_tensors_of_several_devices_or_odd_dtypes_are_refused():
+    weight, mask = torch.zeros(4, 4), torch.ones(1, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="masks: want all on cpu like weights, got meta"):
+        apply_masks([weight], [mask.to("meta")], [(4, 1)])
+    with pytest.raises(TypeError, match=r"weights\[0\]: want torch.float32, .*, got torch.int32"):
+        apply_masks([weight.int()], [mask], [(4, 1)])
+    with pytest.raises(TypeError, match="scores: want torch.float32, .*, got torch.int64"):
+        nm_mask(weight.long(), 2, 4)
+    with pytest.raises(TypeError, match="weight: want torch.float32, .*, got torch.int64"):
+        nm_mask_2d(weight.long())
+    with pytest.raises(TypeError, match="seen: want contiguous torch.bool"):
+        score_units([torch.zeros(1, 4)] * 2, [weight] * 2, [weight] * 2, [(4, 1)] * 2, torch.zeros(4).bool()[::2])
+
+
 def test_every_operator_compiles_whole():
     def prune(weights, grads, scores, masks, seen, low, high, target):
         score_units(scores, weights, grads, [(4, 1)] * 2, seen)

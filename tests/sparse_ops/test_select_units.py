@@ -166,7 +166,7 @@ def test_a_mistake_names_the_argument():
         select_units([score], [keep], [1, 1], bound, bound, target)
     with pytest.raises(ValueError, match=r"sizes\[0\]: want at least 1"):
         select_units([score], [keep], [0], bound, bound, target)
-    with pytest.raises(TypeError, match="lo: want torch.int64"):
+    with pytest.raises(TypeError, match="lo: want contiguous torch.int64"):
         select_units([score], [keep], [1], bound.float(), bound, target)
     with pytest.raises(ValueError, match="targets: want 1 value or 2"):
         select_units([score] * 2, [keep] * 2, [1] * 2, bound.repeat(2), bound.repeat(2), target.repeat(3))
