@@ -25,7 +25,7 @@ from trisparse.kernels.plan import SELECTION_CHUNK, plan_selection
 _BINS = tl.constexpr(256)
 _LAYERS = tl.constexpr(16)  # layers at a time where one program sums over all
 _SHIFTS = (24, 16, 8, 0)
-_THREADS = 256
+_THREADS, WRITE_THREADS = 256, 512
 
 
 @triton.jit
@@ -284,5 +284,5 @@ def select_units(
         pick_own[(layers,)](counts, want, settled, prefixes, base, equal)
     count_ties[each_chunk](*work, *threshold, ties, BLOCK=SELECTION_CHUNK, num_warps=warps(_THREADS))
     write_units[each_chunk](
-        *work, *threshold, ties, ALIGNED=bool(aligned), BLOCK=SELECTION_CHUNK, num_warps=warps(_THREADS)
+        *work, *threshold, ties, ALIGNED=bool(aligned), BLOCK=SELECTION_CHUNK, num_warps=warps(WRITE_THREADS)
     )

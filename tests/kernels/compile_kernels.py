@@ -115,7 +115,7 @@ def variants():
             256,
             True,
         )
-    yield "write_units", select_units.write_units, fast, {}, SELECTION_CHUNK, 256, True
+    yield "write_units", select_units.write_units, fast, {}, SELECTION_CHUNK, select_units.WRITE_THREADS, True
     yield "count_ties", select_units.count_ties, {"BLOCK": SELECTION_CHUNK}, {}, SELECTION_CHUNK, 256, False
     yield "pick_common", select_units.pick_common, {}, {}, 16 * 256, 256, False
     yield "pick_own", select_units.pick_own, {}, {}, 256, 128, False
