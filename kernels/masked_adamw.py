@@ -33,6 +33,7 @@ from trisparse.kernels.plan import Launch, launches, plan_units
 from trisparse.kernels.score_units import (
     CRITERIA,
     GRADIENT,
+    MEAN,
     REDUCTIONS,
     find_bad,
     join_costs,
@@ -69,7 +70,7 @@ def _step(weight, grad, first, second, rates, offs, mask, keep, MASKED: tl.const
 
 @triton.jit
 def step_tiles(
-    pointers, shapes, chunks, bad, seen, all_rates, decay, scale,
+    pointers, shapes, chunks, bad, seen, all_rates, decay, unscale,
     W: tl.constexpr, G: tl.constexpr, CRITERION: tl.constexpr, REDUCE: tl.constexpr, EMA: tl.constexpr,
     SCORED: tl.constexpr, MASKED: tl.constexpr, TRANSPOSED: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
@@ -114,13 +115,14 @@ def step_tiles(
         elif N > 8:
             total = total[None, :]
         if tl.load(bad + layer) == 0:
-            write_scores(score, units, in_grid, total, N * M, decay, scale, REDUCE, EMA)
+            factor = unscale * (1 / (N * M) if REDUCE == MEAN else 1.0)
+            write_scores(score, units, in_grid, total, factor, decay, EMA)
             tl.store(seen + layer, 1)
 
 
 @triton.jit
 def step_lines(
-    pointers, shapes, chunks, bad, seen, all_rates, decay, scale,
+    pointers, shapes, chunks, bad, seen, all_rates, decay, unscale,
     W: tl.constexpr, G: tl.constexpr, CRITERION: tl.constexpr, REDUCE: tl.constexpr, EMA: tl.constexpr,
     SCORED: tl.constexpr, MASKED: tl.constexpr, IS_LINES: tl.constexpr, IS_LINES_T: tl.constexpr,
     UNITS: tl.constexpr, WIDTH: tl.constexpr,
@@ -160,7 +162,8 @@ def step_lines(
     if SCORED:
         total = reduce_costs(total, 1, REDUCE)
         if tl.load(bad + layer) == 0:
-            write_scores(score, u.to(tl.int64), u < units, total, size.to(tl.float32), decay, scale, REDUCE, EMA)
+            factor = tl.div_rn(unscale, size.to(tl.float32)) if REDUCE == MEAN else unscale
+            write_scores(score, u.to(tl.int64), u < units, total, factor, decay, EMA)
             tl.store(seen + layer, 1)
 
 
@@ -204,7 +207,7 @@ def masked_adamw(
     for launch in todo if scores else []:
         find_bad(launch, flags)
     for launch in todo:
-        _launch(launch, (*flags, rates, decay, grad_scale), constants)
+        _launch(launch, (*flags, rates, decay, 1 / grad_scale), constants)
 
 
 def _launch(launch: Launch, arguments: tuple, constants: dict) -> None:

@@ -61,9 +61,9 @@ def reduce_costs(costs, axis: tl.constexpr, REDUCE: tl.constexpr):
 
 
 @triton.jit
-def write_scores(score, offs, mask, total, size, decay, scale, REDUCE: tl.constexpr, EMA: tl.constexpr):
-    cost = tl.div_rn(total, size) if REDUCE == MEAN else total
-    cost = tl.div_rn(cost, scale)
+def write_scores(score, offs, mask, total, factor, decay, EMA: tl.constexpr):
+    """S <- decay * S + total * factor."""
+    cost = total * factor
     if EMA:
         cost += decay * tl.load(score + offs, mask=mask, other=0.0)
     tl.store(score + offs, cost, mask=mask)
@@ -71,7 +71,7 @@ def write_scores(score, offs, mask, total, size, decay, scale, REDUCE: tl.conste
 
 @triton.jit
 def score_tiles(
-    pointers, shapes, chunks, bad, seen, decay, scale,
+    pointers, shapes, chunks, bad, seen, decay, unscale,
     W: tl.constexpr, G: tl.constexpr, CRITERION: tl.constexpr, REDUCE: tl.constexpr, EMA: tl.constexpr,
     FIND_BAD: tl.constexpr, OPERANDS: tl.constexpr, TRANSPOSED: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
@@ -111,13 +111,14 @@ def score_tiles(
                 total = total[None, :]
             offs = unit_offsets(down, across, r0, c0, TRANSPOSED, DOWN, ACROSS)
             mask = tile_mask(down, across, r0, c0, 1, DOWN, ACROSS)
-            write_scores(score, offs, mask, total, N * M, decay, scale, REDUCE, EMA)
+            factor = unscale * (1 / (N * M) if REDUCE == MEAN else 1.0)
+            write_scores(score, offs, mask, total, factor, decay, EMA)
             tl.store(seen + layer, 1)
 
 
 @triton.jit
 def score_lines(
-    pointers, shapes, chunks, bad, seen, decay, scale,
+    pointers, shapes, chunks, bad, seen, decay, unscale,
     W: tl.constexpr, G: tl.constexpr, CRITERION: tl.constexpr, REDUCE: tl.constexpr, EMA: tl.constexpr,
     FIND_BAD: tl.constexpr, OPERANDS: tl.constexpr, IS_LINES: tl.constexpr, IS_LINES_T: tl.constexpr,
     UNITS: tl.constexpr, WIDTH: tl.constexpr,
@@ -154,7 +155,8 @@ def score_lines(
                 tl.store(bad + layer, 1)
         else:
             total = reduce_costs(total, 1, REDUCE)
-            write_scores(score, u.to(tl.int64), u < units, total, size.to(tl.float32), decay, scale, REDUCE, EMA)
+            factor = tl.div_rn(unscale, size.to(tl.float32)) if REDUCE == MEAN else unscale
+            write_scores(score, u.to(tl.int64), u < units, total, factor, decay, EMA)
             tl.store(seen + layer, 1)
 
 
@@ -190,7 +192,7 @@ def score_units(
         for launch in todo:
             find_bad(launch, flags)
     for launch in todo:
-        _launch(launch, flags, decay, grad_scale, **update, FIND_BAD=False)
+        _launch(launch, flags, decay, 1 / grad_scale, **update, FIND_BAD=False)
 
 
 def find_bad(launch: Launch, flags: tuple[Tensor, Tensor]) -> None:
@@ -198,9 +200,9 @@ def find_bad(launch: Launch, flags: tuple[Tensor, Tensor]) -> None:
     _launch(launch, flags, 0.0, 1.0, CRITERION=GRADIENT, REDUCE=MAX, EMA=False, FIND_BAD=True)
 
 
-def _launch(launch: Launch, flags: tuple[Tensor, Tensor], decay: float, scale: float, **constants: object) -> None:
+def _launch(launch: Launch, flags: tuple[Tensor, Tensor], decay: float, unscale: float, **constants: object) -> None:
     grid = (len(launch.chunks),)
-    arguments = launch.pointers, launch.shapes, launch.chunks, *flags, decay, scale
+    arguments = launch.pointers, launch.shapes, launch.chunks, *flags, decay, unscale
     constants |= {"W": TYPES[launch.dtypes[0]], "G": TYPES[launch.dtypes[1]], "num_warps": warps(_THREADS)}
     constants["OPERANDS"] = launch.pointers.shape[1]
     layout, (first, second) = launch.layout, launch.tile

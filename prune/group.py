@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +12,13 @@ from torch import Tensor
 from trisparse.prune.bits import pack_bits, unpack_bits
 from trisparse.prune.config import GroupConfig
 from trisparse.prune.errors import PruningError
+from trisparse.prune.lasso import shrink_units
 from trisparse.prune.layers import Layer, exact
+from trisparse.prune.nm_groups import best_of_groups, group_costs
 from trisparse.prune.progressive import PARTS, Parts
 from trisparse.prune.schedules import event_at, sparsity_at
 from trisparse.prune.selection import Selection
-from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, nm_mask, score_units
+from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
 from trisparse.sparse_ops.units import expand_units
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
@@ -194,31 +195,24 @@ class PrunedGroup:
                 c.criterion_reduce_type, plan=self._plans["magnitude"],
             )  # fmt: skip
         if self.is_nm:
-            self._prune_groups(scores)
+            self._prune_nm(scores)
         else:
             self.selection.run(scores, self.units, self._plans["select"])
         self.active, self._is_masked = True, False
         return scores
 
-    def _prune_groups(self, scores: Sequence[Tensor]) -> None:
+    def _prune_nm(self, scores: Sequence[Tensor]) -> None:
         n, m = self.config.pattern.n, self.config.pattern.m
-        rivals = scores
-        if self.config.lock_init_sparsity:  # a weight that is locked at zero goes first
-            rivals = [s.masked_fill(~choice, -1.0) for s, choice in zip(scores, self.choices, strict=True)]
-        best = [nm_mask(score, n, m) for score in rivals]
-        costs = self._group_costs(scores, best)
+        locked = self.choices if self.config.lock_init_sparsity else None
+        best = best_of_groups(scores, locked, n, m)
+        costs = [  # layer by layer: copies of all at once would take as much memory as the scores
+            group_costs(score, keep, m, self._plans[f"cost of layer {i}"])
+            for i, (score, keep) in enumerate(zip(scores, best, strict=True))
+        ]
         before = [mask.clone() for mask in self.units]
         self.selection.run(costs, self.units, self._plans["select"])
-        for i, keep in enumerate(best):
-            new = before[i] & ~self.units[i]  # the choice inside a group is made once, when it is pruned
-            self.choices[i] &= keep | ~expand_units(new, (1, m))
-
-    def _group_costs(self, scores: Sequence[Tensor], best: Sequence[Tensor]) -> list[Tensor]:
-        """Sums of the scores that go if every group is pruned, `[rows, cols / m]`."""
-        lost = [score.clone() for score in scores]
-        apply_masks(lost, [~keep for keep in best], [_EACH] * len(lost), self._plans["cost"])
-        groups = [score.view(len(score), -1, self.config.pattern.m).unbind(2) for score in lost]
-        return [functools.reduce(Tensor.add_, rest, first.clone()) for first, *rest in groups]
+        for choice, keep, was, now in zip(self.choices, best, before, self.units, strict=True):
+            choice &= keep | ~expand_units(was & ~now, (1, m))  # made once, when the group is pruned
 
     def check_scored(self, step: int) -> None:
         """Raise PruningError if an event at this step would prune layers that have no score."""
@@ -262,17 +256,11 @@ class PrunedGroup:
         return self._shown[1], each
 
     def shrink(self, step: int, lr_of: Callable[[Layer], float]) -> None:
-        """Group lasso: W_b <- W_b * max(0, 1 - lr * c / norm(W_b)), from start to end."""
+        """Group lasso, from start to end."""
         c = self.config
-        if c.reg_type is None or not c.window[0] <= step <= c.window[1]:
-            return
-        assert c.reg_coeff is not None
-        for layer, (n, m) in zip(self.layers, self.blocks, strict=True):
-            view = layer.view
-            rows, cols = layer.grid
-            norm = view.float().reshape(rows, n, cols, m).pow(2).sum((1, 3)).sqrt()
-            factor = (1 - lr_of(layer) * c.reg_coeff / norm).clamp(min=0).nan_to_num(nan=0.0)
-            view.mul_(expand_units(factor, (n, m)).view(view.shape))
+        if c.reg_coeff is not None and c.window[0] <= step <= c.window[1]:
+            for layer, view, block in zip(self.layers, self.views, self.blocks, strict=True):
+                shrink_units(view, block, lr_of(layer) * c.reg_coeff)
 
     def state_dict(self) -> dict[str, Any]:
         parts = self.parts

@@ -24,7 +24,7 @@ def test_the_readme_names_flags_and_keys_that_exist():
     from trisparse.prune import glue_args
     from trisparse.prune.config import KEYS
 
-    flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out"}
+    flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}
     assert set(re.findall(r"--([a-z_]+)", README)) <= flags
     table = README.split("## Configuration")[1].split("## Coming")[0]
     keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
@@ -38,6 +38,15 @@ def test_the_readme_numbers_are_those_of_its_files():
     for row in json.loads((results / "prune_step_cpu.json").read_text())["rows"]:
         for key in ("plain_ms", "ordinary_ms", "event_ms"):
             assert f"{row[key]:.1f}" in README, (row, key)
+    recorded = json.loads((Path(__file__).parent / "kernels" / "instructions.json").read_text())["instructions"][
+        "sm_90"
+    ]
+    guard = recorded["score_tiles bf16 4x1 guard"]
+    for names, ahead in [
+        ("score_tiles bf16 4x1", f"{guard} + "), ("step_tiles bf16 4x1", f"{guard} + "), ("mask_tiles bf16 4x1", ""),
+        ("mask_groups bf16 2:4", ""), ("mask_tiles_24 bf16", ""),
+    ]:  # fmt: skip
+        assert f"| {ahead}{recorded[names]} " in README
     for run in json.loads((results / "glue_mrpc_minilm_cpu.json").read_text())["runs"]:
         assert f"{run['eval']['accuracy']:.4f} / {run['eval']['f1']:.4f}" in README
         assert run["pattern"] == "dense" or f"{run['sparsity']['matmul_gemm_conv']:.4f}" in README

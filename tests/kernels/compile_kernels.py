@@ -38,7 +38,7 @@ POINTERS = dict.fromkeys(
 )
 SCALARS = {
     "decay": "fp32",
-    "scale": "fp32",
+    "unscale": "fp32",
     "all_rates": "*fp64",
     "L": "i32",
     "numel": "i32",
