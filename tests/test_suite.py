@@ -1,0 +1,52 @@
+"""trisparse-bench runs tests and benchmarks, and its exit status says whether they passed."""
+
+import json
+
+import pytest
+import torch
+
+from trisparse.suite import main
+
+CONFTEST = """
+import json
+from pathlib import Path
+
+def pytest_addoption(parser):
+    parser.addoption("--rows", type=Path)
+
+def pytest_sessionfinish(session):
+    session.config.getoption("--rows").write_text(json.dumps({"rows": []}))
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with one benchmark, which fails if told so."""
+
+    def make(passes):
+        for name in ("tests", "benchmarks"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npython_files = ["bench_*.py"]\n')
+        (tmp_path / "benchmarks" / "conftest.py").write_text(CONFTEST)
+        (tmp_path / "benchmarks" / "bench_one.py").write_text(f"def test_one():\n    assert {passes}\n")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_exit_status_is_that_of_the_benchmarks(checkout, passes, capfd):
+    root = checkout(passes)
+    assert main(["--suite", "cpu", "--out", str(root / "results")], root) == (0 if passes else 1)
+    assert json.loads((root / "results" / "ops_cpu.json").read_text()) == {"rows": []}
+    assert ("wrote" if passes else "failed in benchmarks") in capfd.readouterr().out
+
+
+def test_a_mistake_is_one_line(tmp_path, checkout, capfd):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--suite", "cpu", "--out", str(tmp_path / "out")], tmp_path)
+    assert "no pyproject.toml, tests, benchmarks in" in capfd.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="2"):
+            main(["--suite", "gpu", "--out", str(tmp_path / "out")], checkout(True))
+        assert "--suite gpu: torch finds no GPU; use --suite cpu" in capfd.readouterr().err
