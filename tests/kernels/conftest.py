@@ -45,6 +45,7 @@ LAYOUTS = {
     "4x1 of a transposed weight": ((320, 64), lambda w: w.t(), (4, 1)),
     "3x1": ((12, 48), lambda w: w, (3, 1)),
     "1x1": ((24, 288), lambda w: w, (1, 1)),
+    "1x2": ((24, 320), lambda w: w, (1, 2)),
     "1x4": ((24, 320), lambda w: w, (1, 4)),
     "1x5": ((8, 40), lambda w: w, (1, 5)),
     "16x16": ((48, 80), lambda w: w, (16, 16)),

@@ -90,6 +90,13 @@ def test_worst_cases(device, kind, share):
     assert sum(int((~mask).sum()) for mask in ours) == target
 
 
+@pytest.mark.parametrize("values", [[0.0, -0.0], [-0.0, 0.0]])
+def test_the_sign_of_zero_breaks_no_tie(device, values):
+    scores, masks = [torch.tensor(values)], [torch.ones(2, dtype=torch.bool)]
+    ours, theirs = both(device, scores, masks, [1], [0], [2], [1])
+    assert ours[0].tolist() == theirs[0].tolist() == [False, True]
+
+
 def test_ties_of_several_chunks_go_by_index(device, small_chunks):
     scores, masks = (
         [torch.ones(100), torch.zeros(3)],

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trisparse import Pruner, PruningConfig, PruningError
+from trisparse import Pruner, PruningConfig, PruningError, prune_once
 
 TYPES = ["magnitude", "gradient", "snip", "snip_momentum", "snip_momentum_progressive"]
 
@@ -291,3 +291,10 @@ def test_scores_are_one_float_a_unit_and_go_when_they_are_done(make_mlp, train, 
     assert [tuple(s.shape) for s in pruner.groups[0].scores] == [(8, 16), (8, 32)]
     train(model, optimizer, 2)
     assert pruner.groups[0].scores == []
+
+
+def test_a_bound_that_rounds_below_its_integer_is_meant_as_the_integer():
+    assert 0.29 * 100 < 29
+    model = nn.Linear(10, 10, bias=False)
+    prune_once(model, pattern="1x1", target_sparsity=0.29, max_sparsity_ratio_per_op=0.29, exclude_head=False)
+    assert int((model.weight == 0).sum()) == 29
