@@ -26,11 +26,11 @@ from trisparse.kernels.access import (
 from trisparse.kernels.plan import Launch, launches, plan_units
 from trisparse.kernels.tables import LINES, LINES_T, TILES, TILES_T
 
-MAGNITUDE, GRADIENT, SNIP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-MEAN, SUM, MAX = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INF_BITS = tl.constexpr(0x7F800000)
-CRITERIA = {"magnitude": MAGNITUDE, "gradient": GRADIENT, "snip": SNIP, "snip_momentum": SNIP}
-REDUCTIONS = {"mean": MEAN, "sum": SUM, "max": MAX}
+CRITERIA = {"magnitude": 0, "gradient": 1, "snip": 2, "snip_momentum": 2}
+REDUCTIONS = {"mean": 0, "sum": 1, "max": 2}
+MAGNITUDE, GRADIENT = tl.constexpr(CRITERIA["magnitude"]), tl.constexpr(CRITERIA["gradient"])
+MEAN, MAX = tl.constexpr(REDUCTIONS["mean"]), tl.constexpr(REDUCTIONS["max"])
 _THREADS = 256
 
 
@@ -197,7 +197,8 @@ def score_units(
 
 def find_bad(launch: Launch, flags: tuple[Tensor, Tensor]) -> None:
     """Flag the launch's layers with a gradient that is not finite; operands begin with weights, grads and scores."""
-    _launch(launch, flags, 0.0, 1.0, CRITERION=GRADIENT, REDUCE=MAX, EMA=False, FIND_BAD=True)
+    what = {"CRITERION": CRITERIA["gradient"], "REDUCE": REDUCTIONS["max"], "EMA": False}
+    _launch(launch, flags, 0.0, 1.0, **what, FIND_BAD=True)
 
 
 def _launch(launch: Launch, flags: tuple[Tensor, Tensor], decay: float, unscale: float, **constants: object) -> None:

@@ -66,16 +66,26 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=LAYOUTS)
-def layout(request, device):
-    """A function from dtype to a random unit view and its block."""
-    shape, view, (n, m) = LAYOUTS[request.param]
+def maker(name, device):
+    shape, view, (n, m) = LAYOUTS[name]
 
     def make(dtype, values=torch.randn):
         weight = view(values(shape).to(device, dtype))
         return weight, (n, m or weight[0].numel())
 
     return make
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request, device):
+    """A function from dtype to a random unit view and its block."""
+    return maker(request.param, device)
+
+
+@pytest.fixture(params=["4x1", "1x4", "32x32", "rows", "columns", "conv 4x1"])
+def main_layout(request, device):
+    """The same for one layout of each path, where all would take a GPU's compiler too long."""
+    return maker(request.param, device)
 
 
 class Counted:
