@@ -19,6 +19,34 @@ def warps(threads: int) -> int:
 
 
 @triton.jit
+def open_tile(shapes, chunks, M: tl.constexpr):
+    """This program's entry and layer, the layer's units down and across, columns and row stride, and its first unit."""
+    item = chunks + tl.program_id(0).to(tl.int64) * 3
+    entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
+    shape = shapes + entry * SHAPE_FIELDS
+    down, across, layer = tl.load(shape), tl.load(shape + 1), tl.load(shape + 8)
+    if M <= 4:
+        across = tl.multiple_of(across, 16)
+    cols = tl.multiple_of(across * M, 16) if M > 4 else across * M
+    return entry, layer, down, across, cols, tl.multiple_of(tl.load(shape + 2), 16), r0, c0
+
+
+@triton.jit
+def open_line(shapes, chunks, LINES: tl.constexpr, LINES_T: tl.constexpr, UNITS: tl.constexpr):
+    """This program's entry and layer, the layer's fields, units and weights a unit, and its first unit."""
+    item = chunks + tl.program_id(0).to(tl.int64) * 3
+    entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
+    shape = shapes + entry * SHAPE_FIELDS
+    units = tl.load(shape) * tl.load(shape + 1)
+    size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
+    if LINES:
+        size = tl.multiple_of(size, 16)
+    if LINES_T:
+        units = tl.multiple_of(units, 16)
+    return entry, tl.load(shape + 8), shape, units, size, u0
+
+
+@triton.jit
 def tile_offsets(stride, r0, c0, i, N: tl.constexpr, M: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr):
     """Offsets of row i of every unit in a tile of units, `[DOWN, ACROSS * M]`."""
     rows = (r0 + tl.arange(0, DOWN)) * N + i

@@ -9,8 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.kernels.access import (
-    SHAPE_FIELDS,
     line_offsets,
+    open_line,
+    open_tile,
     tall_offsets,
     tile_mask,
     tile_offsets,
@@ -31,14 +32,8 @@ def mask_tiles(
     N: tl.constexpr, M: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """A tile of `DOWN x ACROSS` units of N x M weights: read, select, write."""
-    item = chunks + tl.program_id(0).to(tl.int64) * 3
-    entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
-    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * 2
-    down, across = tl.load(shape), tl.load(shape + 1)
-    if M <= 4:
-        across = tl.multiple_of(across, 16)
-    cols = tl.multiple_of(across * M, 16) if M > 4 else across * M
-    stride = tl.multiple_of(tl.load(shape + 2), 16)
+    entry, _layer, down, across, cols, stride, r0, c0 = open_tile(shapes, chunks, M)
+    addresses = pointers + entry * 2
     weight = tl.multiple_of(tl.load(addresses).to(tl.pointer_type(BITS)), 16)
     mask = tl.multiple_of(tl.load(addresses + 1).to(tl.pointer_type(tl.int8)), 16)
     units = unit_offsets(down, across, r0, c0, TRANSPOSED, DOWN, ACROSS)
@@ -61,15 +56,10 @@ def mask_lines(
     BITS: tl.constexpr, IS_LINES: tl.constexpr, IS_LINES_T: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """`UNITS` whole units: zeros are written, and nothing is read."""
-    item = chunks + tl.program_id(0).to(tl.int64) * 3
-    entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
-    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * 2
-    units = tl.load(shape) * tl.load(shape + 1)
-    size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
+    entry, _layer, shape, units, size, u0 = open_line(shapes, chunks, IS_LINES, IS_LINES_T, UNITS)
+    addresses = pointers + entry * 2
     weight = tl.load(addresses).to(tl.pointer_type(BITS))
     mask = tl.load(addresses + 1).to(tl.pointer_type(tl.int8))
-    if IS_LINES:
-        size = tl.multiple_of(size, 16)
     if IS_LINES or IS_LINES_T:
         weight = tl.multiple_of(weight, 16)
     u = u0 + tl.arange(0, UNITS)

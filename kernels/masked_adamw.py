@@ -20,9 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.kernels.access import (
-    SHAPE_FIELDS,
     TYPES,
     line_offsets,
+    open_line,
+    open_tile,
     tall_offsets,
     tile_mask,
     tile_offsets,
@@ -76,14 +77,8 @@ def step_tiles(
     N: tl.constexpr, M: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
     """A tile of `DOWN x ACROSS` units of N x M weights."""
-    item = chunks + tl.program_id(0).to(tl.int64) * 3
-    entry, r0, c0 = tl.load(item), tl.load(item + 1), tl.multiple_of(tl.load(item + 2), 8)
-    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * _OPERANDS
-    down, across, layer = tl.load(shape), tl.load(shape + 1), tl.load(shape + 8)
-    if M <= 4:
-        across = tl.multiple_of(across, 16)
-    cols = tl.multiple_of(across * M, 16) if M > 4 else across * M
-    stride = tl.multiple_of(tl.load(shape + 2), 16)
+    entry, layer, down, across, cols, stride, r0, c0 = open_tile(shapes, chunks, M)
+    addresses = pointers + entry * _OPERANDS
     weight = tl.multiple_of(tl.load(addresses).to(tl.pointer_type(W)), 16)
     grad = tl.multiple_of(tl.load(addresses + 1).to(tl.pointer_type(G)), 16)
     score = tl.multiple_of(tl.load(addresses + 2).to(tl.pointer_type(tl.float32)), 16)
@@ -128,22 +123,14 @@ def step_lines(
     UNITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """`UNITS` whole units, `WIDTH` of their weights at a time."""
-    item = chunks + tl.program_id(0).to(tl.int64) * 3
-    entry, u0 = tl.load(item), tl.multiple_of(tl.load(item + 1), UNITS)
-    shape, addresses = shapes + entry * SHAPE_FIELDS, pointers + entry * _OPERANDS
-    units = tl.load(shape) * tl.load(shape + 1)
-    size = (tl.load(shape + 3) * tl.load(shape + 4)).to(tl.int32)
-    layer = tl.load(shape + 8)
+    entry, layer, shape, units, size, u0 = open_line(shapes, chunks, IS_LINES, IS_LINES_T, UNITS)
+    addresses = pointers + entry * _OPERANDS
     weight = tl.load(addresses).to(tl.pointer_type(W))
     grad = tl.load(addresses + 1).to(tl.pointer_type(G))
     score = tl.load(addresses + 2).to(tl.pointer_type(tl.float32))
     mask = tl.load(addresses + 3).to(tl.pointer_type(tl.int8))
     first = tl.load(addresses + 4).to(tl.pointer_type(W))
     second = tl.load(addresses + 5).to(tl.pointer_type(W))
-    if IS_LINES:
-        size = tl.multiple_of(size, 16)
-    if IS_LINES_T:
-        units = tl.multiple_of(units, 16)
     if IS_LINES or IS_LINES_T:
         weight, grad = tl.multiple_of(weight, 16), tl.multiple_of(grad, 16)
         first, second = tl.multiple_of(first, 16), tl.multiple_of(second, 16)

@@ -91,8 +91,8 @@ class Attachment:
         """Remove the hooks; the masks stay as they are, and are no longer held."""
         for handle in self._handles:
             handle.remove()
-        if isinstance(self._optimizer, MaskedAdamW):
-            self._optimizer.serve(None)
+        if isinstance(self._optimizer, MaskedAdamW) and self._optimizer.pruner is self._pruner:
+            self._optimizer.serve(None)  # but not when another Pruner came after a first detach()
         if self._pruner._attached is self:
             self._pruner._attached = None
             self._pruner._observed = False  # a step that broke off between the hooks is forgotten

@@ -119,3 +119,16 @@ def test_it_serves_one_pruner_of_single_precision():
     double = network().double()
     with pytest.raises(PruningError, match=r"attach: 0 is torch.float64, and MaskedAdamW computes in float32"):
         Pruner(double, config).attach(MaskedAdamW(double.parameters()))
+
+
+def test_an_old_attachment_does_not_detach_a_new_one():
+    model = network()
+    optimizer = MaskedAdamW(model.parameters())
+    config = PruningConfig(target_sparsity=0.5, start_step=1, end_step=2)
+    first = Pruner(model, config).attach(optimizer)
+    first.detach()
+    pruner = Pruner(model, config)
+    pruner.attach(optimizer)
+    first.detach()
+    assert optimizer.pruner is pruner
+    assert pruner.groups[0].is_stepped_here
