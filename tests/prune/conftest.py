@@ -1,6 +1,7 @@
 """Small models and a training loop for the tests of the pruning layer."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -41,3 +42,50 @@ def train():
 @pytest.fixture
 def sgd():
     return lambda model, **kw: torch.optim.SGD(model.parameters(), lr=0.05, **kw)
+
+
+@pytest.fixture(scope="session")
+def argv():
+    """Flags of a GLUE run in a world's folders."""
+
+    def flags(root, model, out, *more):
+        return [
+            "--model_name_or_path", str(root / model), "--task_name", "mrpc", "--dataset_dir", str(root / "data"),
+            "--output_dir", str(root / out), "--per_device_train_batch_size", "8", "--learning_rate", "1e-3", *more,
+        ]  # fmt: skip
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def glue(argv):
+    """Make such a run; its results."""
+    from trisparse.prune.glue import run
+    from trisparse.prune.glue_args import parse_arguments
+
+    return lambda root, model, out, *flags: run(parse_arguments(argv(root, model, out, *flags)))
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """The weights that a folder holds."""
+    from transformers import AutoModelForSequenceClassification
+
+    return lambda folder: AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, glue):
+    """Folder with data/, init/ (no head), dense/ and other/ (both fine-tuned)."""
+    from trisparse.prune.demo import make_model
+    from trisparse.prune.demo_data import write_task
+
+    root = tmp_path_factory.mktemp("glue")
+    write_task(root / "data", "mrpc", train=96, validation=40)
+    make_model(root / "init")
+    config = json.loads((root / "init" / "config.json").read_text())
+    dropout = config | {"hidden_dropout_prob": 0.1}  # draws random numbers
+    (root / "init" / "config.json").write_text(json.dumps(dropout))
+    glue(root, "init", "dense", "--num_train_epochs", "1")
+    glue(root, "init", "other", "--num_train_epochs", "1", "--seed", "7")
+    return root
