@@ -23,7 +23,7 @@ def _inf_bits(dtype: tl.dtype) -> int:
 
 
 @triton.jit
-def _order(values, MAGNITUDE: tl.constexpr):
+def order(values, MAGNITUDE: tl.constexpr):
     """Integers that order like the values or like their magnitudes, as wide as the values and with a sign."""
     WIDTH: tl.constexpr = values.dtype.primitive_bitwidth
     LARGEST: tl.constexpr = (1 << (WIDTH - 1)) - 1
@@ -50,7 +50,7 @@ def mask_groups(
         values = tl.load(values_ptr + offs, mask=inside, other=0.0)
     BITS: tl.constexpr = values.dtype.primitive_bitwidth
     LOWEST: tl.constexpr = -(1 << (BITS + 5))
-    keys = (_order(values, MAGNITUDE).to(tl.int32 if BITS == 16 else tl.int64) << 5) + (31 - j)
+    keys = (order(values, MAGNITUDE).to(tl.int32 if BITS == 16 else tl.int64) << 5) + (31 - j)
     if WIDTH != M:
         keys = tl.where(j < M, keys, LOWEST)
     best = tl.sort(keys, dim=1, descending=True)

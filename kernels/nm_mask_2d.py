@@ -42,13 +42,20 @@ def _bits(number: int, lower: int, option: int) -> int:
 
 
 @triton.jit
-def _row(weight, offs, mask, DOWN: tl.constexpr, ACROSS: tl.constexpr):
-    """Sums of the magnitudes of each pair in one row of every tile."""
-    w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)  # [DOWN, ACROSS * 4]
-    size = tl.where(tl.abs(w) <= _LIMIT, tl.abs(w), _LIMIT)  # NaN too counts as the largest
-    even, odd = tl.split(tl.reshape(size, (DOWN, ACROSS, 2, 2)))
+def split_quads(x, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """The four places of every quad: `[DOWN, ACROSS * 4]` to four `[DOWN, ACROSS]`."""
+    even, odd = tl.split(tl.reshape(x, (DOWN, ACROSS, 2, 2)))
     x0, x2 = tl.split(even)
     x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def pair_sums(w, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """Sums of the magnitudes of each pair in one row of every tile; `w` is `[DOWN, ACROSS * 4]`."""
+    size = tl.abs(w.to(tl.float32))
+    size = tl.where(size <= _LIMIT, size, _LIMIT)  # NaN too counts as the largest
+    x0, x1, x2, x3 = split_quads(size, DOWN, ACROSS)
     return x0 + x1, x0 + x2, x0 + x3, x1 + x2, x1 + x3, x2 + x3
 
 
@@ -84,23 +91,27 @@ def best_tile(r0, r1, r2, r3):
 
 
 @triton.jit
+def as_bytes(bits):
+    """The lowest four bits as the four bytes of an integer."""
+    return (bits & 1) | ((bits & 2) << 7) | ((bits & 4) << 14) | ((bits & 8) << 21)
+
+
+@triton.jit
 def mask_tiles_24(weight_ptr, mask_ptr, rows, cols, DOWN: tl.constexpr, ACROSS: tl.constexpr):
     """`DOWN x ACROSS` tiles of 4 x 4; a row of a tile is written as the four bytes of an integer."""
     tile_rows = tl.program_id(0) * DOWN + tl.arange(0, DOWN)[:, None]
     c = tl.program_id(1) * ACROSS * 4 + tl.arange(0, ACROSS * 4)[None, :]
     offs = (tile_rows * 4).to(tl.int64) * cols + c  # row 0 of each tile, [DOWN, ACROSS * 4]
     mask = (tile_rows * 4 < rows) & (c < cols)
-    r0 = _row(weight_ptr, offs, mask, DOWN, ACROSS)
-    r1 = _row(weight_ptr, offs + cols, mask, DOWN, ACROSS)
-    r2 = _row(weight_ptr, offs + 2 * cols, mask, DOWN, ACROSS)
-    r3 = _row(weight_ptr, offs + 3 * cols, mask, DOWN, ACROSS)
+    r0 = pair_sums(tl.load(weight_ptr + offs, mask=mask, other=0.0), DOWN, ACROSS)
+    r1 = pair_sums(tl.load(weight_ptr + offs + cols, mask=mask, other=0.0), DOWN, ACROSS)
+    r2 = pair_sums(tl.load(weight_ptr + offs + 2 * cols, mask=mask, other=0.0), DOWN, ACROSS)
+    r3 = pair_sums(tl.load(weight_ptr + offs + 3 * cols, mask=mask, other=0.0), DOWN, ACROSS)
     bits = best_tile(r0, r1, r2, r3)  # [DOWN, ACROSS]
     t = tl.program_id(1) * ACROSS + tl.arange(0, ACROSS)[None, :]
     inside = (tile_rows * 4 < rows) & (t * 4 < cols)
     for r in tl.static_range(4):
-        nibble = (bits >> (4 * r)) & 0xF
-        four = (nibble & 1) | ((nibble & 2) << 7) | ((nibble & 4) << 14) | ((nibble & 8) << 21)
-        tl.store(mask_ptr + (tile_rows * 4 + r).to(tl.int64) * (cols // 4) + t, four, mask=inside)
+        tl.store(mask_ptr + (tile_rows * 4 + r).to(tl.int64) * (cols // 4) + t, as_bytes(bits >> (4 * r)), mask=inside)
 
 
 def nm_mask_2d(weight: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""Packing of 2:4 matrices, W alone or W and its transpose from one read; for the formats see `layouts_24`.
+
+A program takes 16 x 16 tiles of 4 x 4 weights. What is kept of a tile is an integer of 16 bits, column + 4 * row,
+chosen in the program or given; everything that is written follows from it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trisparse.kernels.layouts_24 import packed_size, padded
+from trisparse.kernels.nm_mask import order
+from trisparse.kernels.nm_mask_2d import best_tile, pair_sums, split_quads
+from trisparse.kernels.quads import as_one_integer, best_two, metadata_of, store_nibbles, stored_values
+
+TILES = 16  # down and across a program
+WARPS = 4  # on AMD, where they are wider, 2 would read 16 bytes at once but spill scalar registers
+
+
+@triton.jit
+def _best_rows(v0, v1, v2, v3, MAGNITUDE: tl.constexpr, TILES: tl.constexpr):
+    """The best two of each quad, row by row."""
+    a0, a1, a2, a3 = split_quads(order(v0, MAGNITUDE), TILES, TILES)
+    b0, b1, b2, b3 = split_quads(order(v1, MAGNITUDE), TILES, TILES)
+    c0, c1, c2, c3 = split_quads(order(v2, MAGNITUDE), TILES, TILES)
+    d0, d1, d2, d3 = split_quads(order(v3, MAGNITUDE), TILES, TILES)
+    bits = best_two(a0, a1, a2, a3) | (best_two(b0, b1, b2, b3) << 4)
+    return bits | (best_two(c0, c1, c2, c3) << 8) | (best_two(d0, d1, d2, d3) << 12)
+
+
+@triton.jit
+def _row_of_mask(mask, TILES: tl.constexpr):
+    m0, m1, m2, m3 = split_quads(mask.to(tl.int32), TILES, TILES)
+    return m0 | (m1 << 1) | (m2 << 2) | (m3 << 3)
+
+
+@triton.jit
+def pack_tiles(
+    weight_ptr, chooser_ptr, patterns_ptr, packed_ptr, packed_t_ptr,
+    rows, cols, padded_rows, padded_cols,
+    SELECT: tl.constexpr, BOTH: tl.constexpr, VALUES_ONLY: tl.constexpr, LAYOUT: tl.constexpr,
+    DTYPE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Pack `TILES x TILES` tiles; values are written as integers of two values.
+
+    Each tile's pattern comes from `chooser_ptr`: weights or scores, `SELECT` saying whether by "magnitude" or
+    "scores", for `BOTH` the best of the 90 transposable ones by magnitude; a "mask" of bytes; or "patterns".
+    """
+    i = tl.program_id(0) * TILES + tl.arange(0, TILES)  # tile rows
+    t = tl.program_id(1) * TILES + tl.arange(0, TILES)  # tile columns, quads of W
+    c = tl.program_id(1) * TILES * 4 + tl.arange(0, TILES * 4)
+    r0 = (i * 4)[:, None]
+    offs = r0.to(tl.int64) * cols + c[None, :]  # row 0 of each tile, [TILES, TILES * 4]
+    inside = (c < cols)[None, :]
+    m0 = (r0 < rows) & inside
+    if BOTH:  # whole tiles only
+        m1, m2, m3 = m0, m0, m0
+    else:
+        m1, m2, m3 = (r0 + 1 < rows) & inside, (r0 + 2 < rows) & inside, (r0 + 3 < rows) & inside
+    w0 = tl.load(weight_ptr + offs, mask=m0, other=0.0)
+    w1 = tl.load(weight_ptr + offs + cols, mask=m1, other=0.0)
+    w2 = tl.load(weight_ptr + offs + 2 * cols, mask=m2, other=0.0)
+    w3 = tl.load(weight_ptr + offs + 3 * cols, mask=m3, other=0.0)
+    tile_offs = i[:, None].to(tl.int64) * (padded_cols // 4) + t[None, :]
+    if SELECT == "patterns":
+        bits = tl.load(patterns_ptr + tile_offs).to(tl.int32) & 0xFFFF
+    else:
+        if SELECT == "magnitude":
+            v0, v1, v2, v3 = w0, w1, w2, w3
+        else:
+            v0 = tl.load(chooser_ptr + offs, mask=m0, other=0)
+            v1 = tl.load(chooser_ptr + offs + cols, mask=m1, other=0)
+            v2 = tl.load(chooser_ptr + offs + 2 * cols, mask=m2, other=0)
+            v3 = tl.load(chooser_ptr + offs + 3 * cols, mask=m3, other=0)
+        if SELECT == "mask":
+            bits = _row_of_mask(v0, TILES) | (_row_of_mask(v1, TILES) << 4)
+            bits |= (_row_of_mask(v2, TILES) << 8) | (_row_of_mask(v3, TILES) << 12)
+        else:
+            if BOTH:
+                s0, s1 = pair_sums(v0, TILES, TILES), pair_sums(v1, TILES, TILES)
+                s2, s3 = pair_sums(v2, TILES, TILES), pair_sums(v3, TILES, TILES)
+                bits = best_tile(s0, s1, s2, s3)
+            else:
+                bits = _best_rows(v0, v1, v2, v3, SELECT == "magnitude", TILES)
+            left = tl.minimum(tl.maximum(rows - i * 4, 0), 4)[:, None] * 4  # nothing is kept of the padding
+            bits = tl.where((t * 4 < cols)[None, :], bits & ((1 << left) - 1), 0)
+        tl.store(patterns_ptr + tile_offs, bits.to(tl.int16))
+    a0, a1, a2, a3 = split_quads(w0.to(DTYPE), TILES, TILES)
+    b0, b1, b2, b3 = split_quads(w1.to(DTYPE), TILES, TILES)
+    c0, c1, c2, c3 = split_quads(w2.to(DTYPE), TILES, TILES)
+    d0, d1, d2, d3 = split_quads(w3.to(DTYPE), TILES, TILES)
+    i0, t0 = tl.program_id(0) * TILES, tl.program_id(1) * TILES
+    for r in tl.static_range(4):
+        row = (bits >> (4 * r)) & 0xF
+        if r == 0:
+            first, second = stored_values(row, a0, a1, a2, a3)
+        elif r == 1:
+            first, second = stored_values(row, b0, b1, b2, b3)
+        elif r == 2:
+            first, second = stored_values(row, c0, c1, c2, c3)
+        else:
+            first, second = stored_values(row, d0, d1, d2, d3)
+        where = (i * 4 + r)[:, None].to(tl.int64) * (padded_cols // 4) + t[None, :]
+        tl.store(packed_ptr + where, as_one_integer(first, second))
+        if not VALUES_ONLY:
+            words_ptr = metadata_of(packed_ptr, padded_rows, padded_cols, LAYOUT)
+            store_nibbles(words_ptr, row, r, i0, t0, padded_rows, padded_cols, LAYOUT, TILES, TILES)
+    if BOTH:
+        for k in tl.static_range(4):
+            column = (bits >> k) & 0x1111
+            column = (column | (column >> 3) | (column >> 6) | (column >> 9)) & 0xF
+            if k == 0:
+                first, second = stored_values(column, a0, b0, c0, d0)
+            elif k == 1:
+                first, second = stored_values(column, a1, b1, c1, d1)
+            elif k == 2:
+                first, second = stored_values(column, a2, b2, c2, d2)
+            else:
+                first, second = stored_values(column, a3, b3, c3, d3)
+            where = (t * 4 + k)[None, :].to(tl.int64) * (padded_rows // 4) + i[:, None]
+            tl.store(packed_t_ptr + where, as_one_integer(first, second))
+            if not VALUES_ONLY:
+                turned = tl.trans(column)
+                words_ptr = metadata_of(packed_t_ptr, padded_rows, padded_cols, LAYOUT)
+                store_nibbles(words_ptr, turned, k, t0, i0, padded_cols, padded_rows, LAYOUT, TILES, TILES)
+
+
+def _launch(
+    weight: Tensor, chooser: Tensor, patterns: Tensor, packed: Tensor, packed_t: Tensor, select: str, layout: str,
+    values_only: bool,
+) -> None:  # fmt: skip
+    rows, cols = weight.shape
+    high, wide = padded(rows, cols, layout)
+    both = packed_t.numel() > 0
+    if not patterns.numel():
+        return
+    pairs = packed.view(torch.int32)
+    pack_tiles[high // (4 * TILES), wide // (4 * TILES)](
+        weight, chooser, patterns, pairs, packed_t.view(torch.int32) if both else pairs, rows, cols, high, wide,
+        SELECT=select, BOTH=both, VALUES_ONLY=values_only, LAYOUT=layout,
+        DTYPE={torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[packed.dtype], TILES=TILES,
+        num_warps=WARPS,
+    )  # fmt: skip
+
+
+def pack_24(
+    weight: Tensor, chooser: Tensor | None, select: str, transposed: bool, layout: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed W, packed transpose (empty unless wanted) and patterns; arguments as in `trisparse.sparse_ops.pack_24`."""
+    weight = weight.contiguous()
+    rows, cols = weight.shape
+    high, wide = padded(rows, cols, layout)
+    _, size = packed_size(rows, cols, layout, dtype.itemsize)
+    packed = torch.empty(size, dtype=dtype, device=weight.device)
+    packed_t = torch.empty(size if transposed else 0, dtype=dtype, device=weight.device)
+    given = chooser if select == "patterns" else None
+    patterns = torch.empty(high // 4, wide // 4, dtype=torch.int16, device=weight.device) if given is None else given
+    chooser = weight if chooser is None else chooser.contiguous()
+    if chooser.dtype == torch.bool:
+        chooser = chooser.view(torch.int8)
+    _launch(weight, chooser, patterns, packed, packed_t, select, layout, False)
+    return packed, packed_t, patterns.clone() if given is not None else patterns
+
+
+def repack_24(packed: Tensor, packed_t: Tensor, weight: Tensor, patterns: Tensor, layout: str) -> None:
+    """Write the values of `weight` anew, in place; arguments as in `trisparse.sparse_ops.repack_24`."""
+    weight = weight.contiguous()
+    _launch(weight, weight, patterns, packed, packed_t, "patterns", layout, True)

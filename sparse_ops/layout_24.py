@@ -1,0 +1,64 @@
+"""Which layout of 2:4 metadata the library on this machine reads, found by trying."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from trisparse.sparse_ops.libraries_24 import Library24, library_for
+from trisparse.sparse_ops.nm_mask import nm_mask
+from trisparse.sparse_ops.packed_24 import pack_reference
+
+SIZE = 256  # of the matrix tried: twice the largest tile of any layout, both ways
+_TOKENS = 64
+
+
+def layout_24(device: torch.device | str = "cuda") -> str:
+    """The layout to pack in for a device; tried once in a process, before any CUDA graph is captured.
+
+    A small matrix goes through the library's own compression; the layout that gives the same bits, and with which
+    its product is right, is the one. Where none does, `library`: then the library itself compresses, which is
+    correct and slower, and one warning says so. Where there is no such library, `bitmask`.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _layout(device)
+
+
+@functools.cache
+def _layout(device: torch.device) -> str:
+    library = library_for(device)
+    if library is None:
+        return "bitmask"
+    with torch.cuda.device(device):
+        return find_layout(library, device)
+
+
+def find_layout(library: Library24, device: torch.device) -> str:
+    """Try a library; raises RuntimeError if what it compressed itself it multiplies wrongly."""
+    generator = torch.Generator().manual_seed(24)
+    dense = torch.randn(SIZE, SIZE, generator=generator).to(device, torch.float16)
+    mask = nm_mask(dense, 2, 4, magnitude=True)
+    dense = dense.where(mask, 0)
+    x = torch.randn(_TOKENS, SIZE, generator=generator).to(device, torch.float16)
+    want = library.compress(dense)
+    if not _is_product(library.multiply(x, want, None, SIZE), x, dense):
+        raise RuntimeError(f"{library.name} multiplies a 2:4 matrix wrongly on {device}; 2:4 cannot be used here")
+    for layout in library.layouts:
+        ours = pack_reference(dense, mask, layout)
+        if ours.shape == want.shape and torch.equal(ours.view(torch.int16), want.view(torch.int16)):
+            return layout
+    warnings.warn(
+        f"{library.name} on {device} writes 2:4 metadata in an order that is not known here; "
+        "it compresses by itself, which is correct but slower",
+        stacklevel=2,
+    )
+    return "library"
+
+
+def _is_product(y: Tensor, x: Tensor, dense: Tensor) -> bool:
+    return bool(torch.allclose(y.double(), x.double() @ dense.double().t(), rtol=1e-2, atol=5e-2))

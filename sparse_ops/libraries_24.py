@@ -1,0 +1,98 @@
+"""The two libraries in torch that multiply 2:4 matrices on sparse tensor cores: cuSPARSELt and CUTLASS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from trisparse.kernels.layouts_24 import padded
+from trisparse.sparse_ops.packed_24 import padded_to
+
+TOKENS = 8  # both want a multiple of it
+
+
+class Library24(NamedTuple):
+    """What a library does with a matrix whose sides are padded.
+
+    Attributes:
+        name: as its users know it.
+        layouts: in which its metadata may be.
+        compress: dense 2:4 `[rows, cols]` to packed.
+        multiply: `x [tokens, cols]`, packed, bias `[rows]` or None, rows, to `[tokens, rows]`; tokens in eights.
+    """
+
+    name: str
+    layouts: tuple[str, ...]
+    compress: Callable[[Tensor], Tensor]
+    multiply: Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+
+
+def _cslt_compress(dense: Tensor) -> Tensor:
+    return torch._cslt_compress(dense)
+
+
+def _cslt_multiply(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    return torch._cslt_sparse_mm(packed.view(rows, -1), x.t(), bias=bias, transpose_result=True)
+
+
+def _cutlass_compress(dense: Tensor) -> Tensor:
+    values, metadata = torch._to_sparse_semi_structured(dense)
+    return torch.cat([values.flatten(), metadata.contiguous().flatten().view(dense.dtype)])
+
+
+def _cutlass_multiply(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    values, metadata = packed[: rows * x.shape[1] // 2].view(rows, -1), packed[rows * x.shape[1] // 2 :]
+    metadata = metadata.view(torch.int16).view(rows, -1)
+    if bias is None:
+        return torch._sparse_semi_structured_mm(values, metadata, x.t()).t()
+    return torch._sparse_semi_structured_addmm(bias, values, metadata, x.t()).t()
+
+
+CUSPARSELT = Library24("cuSPARSELt", ("cslt_sm90", "cslt_sm80"), _cslt_compress, _cslt_multiply)
+CUTLASS = Library24("CUTLASS", ("cutlass_sm80",), _cutlass_compress, _cutlass_multiply)
+_WANTED = {
+    "_cslt_sparse_mm": ("compressed_A", "dense_B", "bias", "transpose_result"),
+    "_sparse_semi_structured_mm": ("mat1", "mat1_meta", "mat2"),
+    "_sparse_semi_structured_addmm": ("input", "mat1", "mat1_meta", "mat2"),
+}
+
+
+def missing_arguments(name: str) -> list[str]:
+    """What we pass to one of torch's operators and its schema, which differs between releases, does not have."""
+    operator = getattr(torch.ops.aten, name, None)
+    has = {argument.name for argument in operator.default._schema.arguments} if operator is not None else set()
+    return [argument for argument in _WANTED[name] if argument not in has]
+
+
+def library_for(device: torch.device) -> Library24 | None:
+    """The library that this device and this torch can use, cuSPARSELt before CUTLASS."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0) and torch.backends.cusparselt.is_available() and not missing_arguments("_cslt_sparse_mm"):
+        return CUSPARSELT
+    missing = missing_arguments("_sparse_semi_structured_mm") + missing_arguments("_sparse_semi_structured_addmm")
+    return CUTLASS if capability[0] == 8 and not missing else None
+
+
+def compress(dense: Tensor, layout: str, transposed: bool) -> tuple[Tensor, Tensor]:
+    """A 2:4 matrix packed by the library itself, and its transpose, empty unless wanted."""
+    library = library_for(dense.device)
+    assert library is not None
+    dense = padded_to(dense, layout)
+    packed = library.compress(dense.contiguous())
+    return packed, library.compress(dense.t().contiguous()) if transposed else packed.new_empty(0)
+
+
+def multiply(
+    library: Library24, x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, layout: str
+) -> Tensor:
+    """`[tokens, rows]`; x `[tokens, cols]` and bias `[rows]` are padded as the matrix was."""
+    tokens, (high, wide) = x.shape[0], padded(rows, cols, layout)
+    x = pad(x, (0, wide - cols, 0, -tokens % TOKENS)).contiguous()
+    bias = None if bias is None else pad(bias, (0, high - rows))
+    return library.multiply(x, packed, bias, high)[:tokens, :rows].contiguous()

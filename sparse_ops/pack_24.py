@@ -1,0 +1,175 @@
+"""Pack a matrix as 2:4, alone or with its transpose, and write its values anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trisparse.kernels.layouts_24 import MULTIPLE, packed_size, padded
+from trisparse.sparse_ops.libraries_24 import compress, library_for
+from trisparse.sparse_ops.library import define, nothing
+from trisparse.sparse_ops.nm_mask import nm_mask
+from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
+from trisparse.sparse_ops.packed_24 import Packed24, mask_of, pack_reference, patterns_of
+from trisparse.sparse_ops.units import check_device, check_dtype
+
+
+def _chosen(weight, chooser, select, transposed) -> Tensor:
+    """bool, what is kept."""
+    if select == "patterns":
+        return mask_of(chooser, *weight.shape)
+    if select == "mask":
+        return chooser
+    scores = weight if chooser is None else chooser
+    return nm_mask_2d(scores) if transposed else nm_mask(scores, 2, 4, magnitude=select == "magnitude")
+
+
+def pack_24_reference(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain torch; see `pack_24`."""
+    mask, weight = _chosen(weight, chooser, select, transposed), weight.to(dtype)
+    packed = pack_reference(weight, mask, layout)
+    packed_t = pack_reference(weight.t(), mask.t(), layout) if transposed else packed.new_empty(0)
+    return packed, packed_t, patterns_of(mask, layout)
+
+
+def _pack_kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
+    if layout == "library":
+        mask = _chosen(weight, chooser, select, transposed)
+        packed, packed_t = compress(weight.to(dtype).where(mask, 0), layout, transposed)
+        return packed, packed_t, patterns_of(mask, layout)
+    from trisparse.kernels.pack_24 import pack_24
+
+    return pack_24(weight, chooser, select, transposed, layout, dtype)
+
+
+def _pack_fake(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols = weight.shape
+    high, wide = padded(rows, cols, layout)
+    _, size = packed_size(rows, cols, layout, dtype.itemsize)
+    packed = weight.new_empty(size, dtype=dtype)
+    packed_t = weight.new_empty(size if transposed else 0, dtype=dtype)
+    return packed, packed_t, weight.new_empty((high // 4, wide // 4), dtype=torch.int16)
+
+
+def _repack_reference(packed, packed_t, weight, patterns, layout) -> None:
+    rows, cols = weight.shape
+    mask, (size, _) = mask_of(patterns, rows, cols), packed_size(rows, cols, layout, packed.element_size())
+    for target, dense, kept in ((packed, weight, mask), (packed_t, weight.t(), mask.t())):
+        if target.numel():
+            target[:size].copy_(pack_reference(dense.to(packed.dtype), kept, layout)[:size])
+
+
+def _repack_kernel(packed, packed_t, weight, patterns, layout) -> None:
+    if layout == "library":
+        dense = weight.to(packed.dtype).where(mask_of(patterns, *weight.shape), 0)
+        for target, values in zip((packed, packed_t), compress(dense, layout, packed_t.numel() > 0), strict=True):
+            target.copy_(values)
+        return
+    from trisparse.kernels.pack_24 import repack_24
+
+    repack_24(packed, packed_t, weight, patterns, layout)
+
+
+define(
+    "pack_24(Tensor weight, Tensor? chooser, str select, bool transposed, str layout, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    pack_24_reference, _pack_kernel, _pack_fake,
+)  # fmt: skip
+define(
+    "repack_24(Tensor(a!) packed, Tensor(b!) packed_t, Tensor weight, Tensor patterns, str layout) -> ()",
+    _repack_reference, _repack_kernel, nothing,
+)  # fmt: skip
+
+
+def pack_24(
+    weight: Tensor, layout: str, *, scores: Tensor | None = None, mask: Tensor | None = None,
+    transposed: bool = False, dtype: torch.dtype | None = None,
+) -> Packed24:  # fmt: skip
+    """Pack the weights kept of a matrix: two of four in every row and, with `transposed`, in every column.
+
+    Without scores or a mask the two largest magnitudes of each group of four are kept, a tie going to the lower
+    place and NaN counting as the largest; with `transposed`, in each 4 x 4 tile the pattern of the most magnitude
+    (`nm_mask_2d`). A zero that is kept is stored like any value, with its sign. Rows and columns are padded to
+    multiples of `layouts_24.MULTIPLE[layout]`; nothing is kept of the padding.
+    Sources: arXiv 2104.08378; transposable masks, arXiv 2102.08124.
+
+    Args:
+        weight: `[rows, cols]`, cols a multiple of 4, with `transposed` rows too.
+        layout: `cutlass_sm80`, `cslt_sm80`, `cslt_sm90` or `bitmask`; `layout_24` names this machine's.
+        scores: choose by these, highest kept, instead of magnitude; with `transposed` by their magnitude.
+        mask: bool, keep these, at most two of four. Checking that waits for the device.
+        transposed: pack the transpose too, in the same pass; what is kept is 2:4 both ways.
+        dtype: of the values, the weight's own unless given; on a GPU float16 or bfloat16.
+
+    Raises:
+        ValueError: a shape or layout that does not fit, scores and a mask at once, or a mask that is not 2:4,
+            with the number of bad groups and the place of the first.
+        TypeError: a dtype that does not.
+    """
+    dtype = dtype or weight.dtype
+    _check(weight, layout, dtype, transposed)
+    if scores is not None and mask is not None:
+        raise ValueError("scores, mask: want one of them, got both")
+    for name, chooser in (("scores", scores), ("mask", mask)):
+        if chooser is not None:
+            check_device(weight=weight, **{name: chooser})
+            if chooser.shape != weight.shape:
+                raise ValueError(f"{name}: want {list(weight.shape)} like weight, got {list(chooser.shape)}")
+    if scores is not None:
+        check_dtype("scores", scores)
+        scores = scores.float() if scores.dtype == torch.float64 else scores
+    if mask is not None:
+        check_mask(mask, transposed)
+    select = "mask" if mask is not None else "scores" if scores is not None else "magnitude"
+    chooser = mask if mask is not None else scores
+    packed, packed_t, patterns = torch.ops.trisparse.pack_24(weight, chooser, select, transposed, layout, dtype)
+    return Packed24(packed, packed_t, patterns, weight.shape[0], weight.shape[1], layout)
+
+
+def repack_24(matrix: Packed24, weight: Tensor) -> None:
+    """Write the values of `weight` into a packed matrix, in place; what is kept stays, metadata is not touched.
+
+    Args:
+        matrix: as `pack_24` returned it.
+        weight: `[rows, cols]` of the same matrix, any float dtype; rounded to that of the packed values.
+
+    Raises:
+        ValueError: another shape or device.
+    """
+    check_device(packed=matrix.packed, weight=weight)
+    if tuple(weight.shape) != (matrix.rows, matrix.cols):
+        raise ValueError(f"weight: want {[matrix.rows, matrix.cols]} as packed, got {list(weight.shape)}")
+    torch.ops.trisparse.repack_24(matrix.packed, matrix.packed_t, weight.detach(), matrix.patterns, matrix.layout)
+
+
+def check_mask(mask: Tensor, transposed: bool, name: str = "mask") -> None:
+    """Raise ValueError unless at most two of four are kept, in rows and, with `transposed`, in columns."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: want torch.bool, got {mask.dtype}")
+    for view, along in ((mask, "row"), (mask.t(), "column"))[: 1 + transposed]:
+        bad = view.unflatten(1, (view.shape[1] // 4, 4)).sum(-1) > 2
+        count = int(bad.sum())
+        if count:
+            line, group = bad.nonzero()[0].tolist()
+            across = "columns" if along == "row" else "rows"
+            raise ValueError(
+                f"{name}: want at most 2 of every 4 kept, got {count} groups with more, "
+                f"the first in {along} {line}, {across} {group * 4} to {group * 4 + 3}"
+            )
+
+
+def check_layout(layout: str, device: torch.device) -> None:
+    """Raise ValueError for a layout that there is not, or not on this device."""
+    known = [name for name in MULTIPLE if name != "library" or library_for(device)]
+    if layout not in known:
+        raise ValueError(f"layout: want {', '.join(known)}, got {layout!r}")
+
+
+def _check(weight: Tensor, layout: str, dtype: torch.dtype, transposed: bool) -> None:
+    check_layout(layout, weight.device)
+    check_dtype("weight", weight)
+    if weight.dim() != 2 or weight.shape[1] % 4 or (transposed and weight.shape[0] % 4):
+        want = "both multiples of 4" if transposed else "cols a multiple of 4"
+        raise ValueError(f"weight: want [rows, cols], {want}, got {list(weight.shape)}")
+    if weight.is_cuda and dtype not in (torch.float16, torch.bfloat16):
+        raise TypeError(f"dtype: want torch.float16 or torch.bfloat16 on a GPU, got {dtype}")
