@@ -31,5 +31,10 @@ def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any
     torch.library.register_fake(f"trisparse::{name}", fake, lib=_LIBRARY)
 
 
+def differentiable(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Give an operator a gradient; both functions as `torch.library.register_autograd` wants them."""
+    torch.library.register_autograd(f"trisparse::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
 def nothing(*args: Any) -> None:
     """The fake of an operator that only writes to its arguments."""

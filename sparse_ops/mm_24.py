@@ -1,0 +1,110 @@
+"""Multiply with a packed 2:4 matrix, forward and backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from trisparse.sparse_ops.libraries_24 import library_for, multiply
+from trisparse.sparse_ops.library import define, differentiable
+from trisparse.sparse_ops.packed_24 import Packed24
+from trisparse.sparse_ops.units import check_device
+
+FEW_TOKENS = 64  # up to here a kernel of ours unpacks W in registers
+
+
+def mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
+    """Plain torch; see `mm_24`."""
+    return linear(x, torch.ops.trisparse.unpack_24(packed, rows, cols, layout), bias)
+
+
+def _kernel(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
+    library = library_for(x.device)
+    if layout != "library" and x.shape[0] <= FEW_TOKENS:
+        from trisparse.kernels.mm_24 import mm_24
+
+        return mm_24(x, packed, bias, rows, cols, layout)
+    if library is None or layout not in (*library.layouts, "library"):
+        return mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
+    return multiply(library, x, packed, bias, rows, cols, layout)
+
+
+def _fake(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
+    return x.new_empty(x.shape[0], rows)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, packed, packed_t, patterns, weight, _, *settings = inputs
+    ctx.settings = settings
+    ctx.dtype = None if weight is None else weight.dtype
+    ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, packed, packed_t, patterns)
+
+
+def _backward(ctx, grad):
+    x, packed, packed_t, patterns = ctx.saved_tensors
+    rows, cols, layout, masked = ctx.settings
+    grad = grad.contiguous()
+    ops = torch.ops.trisparse
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        if packed_t.numel():
+            grad_x = ops.mm_24(grad, packed_t, packed, patterns, None, None, cols, rows, layout, masked)
+        else:
+            grad_x = grad @ ops.unpack_24(packed, rows, cols, layout)
+    if ctx.needs_input_grad[4]:
+        grad_weight = (grad.t() @ x).to(ctx.dtype)
+        if masked:
+            grad_weight = grad_weight.where(ops.mask_24(patterns, rows, cols), 0)
+    if ctx.needs_input_grad[5]:
+        grad_bias = grad.sum(0)
+    return grad_x, None, None, None, grad_weight, grad_bias, None, None, None, None
+
+
+define(
+    "mm_24(Tensor x, Tensor packed, Tensor packed_t, Tensor patterns, Tensor? weight, Tensor? bias,"
+    " int rows, int cols, str layout, bool masked) -> Tensor",
+    mm_24_reference, _kernel, _fake,
+)  # fmt: skip
+differentiable("mm_24", _backward, _save)
+
+
+def mm_24(
+    x: Tensor, matrix: Packed24, bias: Tensor | None = None, weight: Tensor | None = None, masked: bool = True
+) -> Tensor:
+    """`x @ W.T + bias` with W packed as 2:4, on sparse tensor cores where there are some.
+
+    On a GPU up to 64 tokens run a kernel that unpacks W in registers; more go to cuSPARSELt or CUTLASS, whichever
+    reads the matrix's layout; where neither does, W is unpacked and multiplied densely. Nothing waits for the
+    device. On a CPU W is unpacked. The gradient of x takes the packed transpose if there is one, else W unpacked.
+
+    Args:
+        x: `[..., cols]`, of the dtype of the packed values.
+        matrix: as `pack_24` returned it; gets no gradient.
+        bias: `[rows]`, of the same dtype.
+        weight: `[rows, cols]` that the matrix was packed from. It is not read, it receives the gradient of W.
+        masked: only what is kept gets a gradient; else all of `weight` does (straight-through, arXiv 2102.04010).
+
+    Returns:
+        `[..., rows]` of the dtype of x, accumulated in fp32 on a GPU.
+
+    Raises:
+        ValueError: a shape or device that does not fit.
+        TypeError: a dtype that does not.
+    """
+    packed, packed_t, patterns, rows, cols, layout = matrix
+    named = {"x": (x, cols), "bias": (bias, rows)}
+    for name, (tensor, size) in named.items():
+        if tensor is None:
+            continue
+        if tensor.shape[-1:] != (size,) or (name == "bias" and tensor.dim() != 1):
+            want = f"[..., {size}]" if name == "x" else f"[{size}]"
+            raise ValueError(f"{name}: want {want} for a matrix [{rows}, {cols}], got {list(tensor.shape)}")
+        if tensor.dtype != packed.dtype:
+            raise TypeError(f"{name}: want {packed.dtype} like the packed values, got {tensor.dtype}")
+    if weight is not None and tuple(weight.shape) != (rows, cols):
+        raise ValueError(f"weight: want {[rows, cols]} as packed, got {list(weight.shape)}")
+    check_device(x=x, **{k: t for k, t in (("packed", packed), ("bias", bias), ("weight", weight)) if t is not None})
+    flat = x.reshape(-1, cols)
+    y = torch.ops.trisparse.mm_24(flat, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
+    return y.view(*x.shape[:-1], rows)
