@@ -20,7 +20,19 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trisparse.kernels import apply_masks, masked_adamw, nm_mask, nm_mask_2d, score_units, select_units
+from trisparse.kernels import (
+    apply_masks,
+    mask_24,
+    masked_adamw,
+    mm_24,
+    nm_mask,
+    nm_mask_2d,
+    pack_24,
+    score_units,
+    select_units,
+    unpack_24,
+)
+from trisparse.kernels.layouts_24 import QUADS
 from trisparse.kernels.plan import SELECTION_CHUNK
 from trisparse.kernels.tables import LINES, STRIDED, TILES, _tile
 
@@ -36,7 +48,13 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = dict.fromkeys(
     ("pointers", "shapes", "lengths", "sizes", "low", "high", "targets", "limits", "total"), "*i64"
 )
+SIZES = ("numel", "rows", "cols", "padded_rows", "padded_cols")  # multiples of 16 on fast paths
 SCALARS = {
+    "padded_rows": "i32",
+    "padded_cols": "i32",
+    "tokens": "i32",
+    "steps": "i32",
+    "stride": "i32",
     "decay": "fp32",
     "unscale": "fp32",
     "all_rates": "*fp64",
@@ -49,7 +67,10 @@ SCALARS = {
 
 
 def variants():
-    """Name, kernel, constants, other argument types, weights a program takes, threads, must it read 16 bytes at once."""
+    """Name, kernel, constants, other argument types, weights a program takes, threads, must it read 16 bytes at once.
+
+    Threads are None for kernels with as many warps on every target.
+    """
     for dtype in (tl.bfloat16, tl.float32):
 
         def threads(layout, itemsize=dtype.primitive_bitwidth // 8):
@@ -121,6 +142,43 @@ def variants():
     yield "pick_own", select_units.pick_own, {}, {}, 256, 128, False
     yield "set_limits", select_units.set_limits, {"LOCAL": False, "BLOCK": 128}, {}, 128, 128, False
     yield "share_out", select_units.share_out, {"BLOCK": 128}, {}, 128, 128, False
+    yield from variants_24()
+
+
+def variants_24():
+    """The kernels of packed 2:4 matrices. Packing has 4 warps on any target; on AMD these read 8 bytes at once."""
+    size = 16 * pack_24.TILES**2
+    for select, both, values_only, layout, dtype in [
+        ("magnitude", False, False, "bitmask", tl.bfloat16),
+        ("magnitude", False, False, "cslt_sm90", tl.bfloat16),
+        ("magnitude", True, False, "cutlass_sm80", tl.bfloat16),
+        ("magnitude", True, False, "cslt_sm80", tl.bfloat16),
+        ("magnitude", True, False, "cslt_sm90", tl.bfloat16),
+        ("magnitude", True, False, "cslt_sm90", tl.float32),
+        ("scores", False, False, "cslt_sm90", tl.float32),
+        ("mask", True, False, "cslt_sm90", tl.bfloat16),
+        ("patterns", False, True, "cslt_sm90", tl.bfloat16),
+        ("patterns", True, True, "cslt_sm90", tl.bfloat16),
+        ("patterns", True, True, "cslt_sm90", tl.float32),
+    ]:
+        types = {"weight_ptr": f"*{dtype}", "chooser_ptr": "*i8" if select == "mask" else f"*{dtype}"}
+        types |= {"patterns_ptr": "*i16", "packed_ptr": "*i32", "packed_t_ptr": "*i32"}
+        constants = {"SELECT": select, "BOTH": both, "VALUES_ONLY": values_only, "LAYOUT": layout}
+        constants |= {"DTYPE": tl.bfloat16, "TILES": pack_24.TILES}
+        name = f"pack_tiles {dtype} {select}{' both ways' if both else ''}{' values' if values_only else ''} {layout}"
+        yield name, pack_24.pack_tiles, constants, types, size, None, True
+    pointers = {"x_ptr": "*bf16", "packed_ptr": "*bf16", "bias_ptr": "*bf16", "dense_ptr": "*bf16"}
+    for layout in QUADS:
+        constants = {"LAYOUT": layout, "ROWS": unpack_24.ROWS, "QUADS": unpack_24.QUADS}
+        size = unpack_24.ROWS * unpack_24.QUADS * 4
+        yield f"unpack_rows {layout}", unpack_24.unpack_rows, constants, pointers, size, unpack_24.THREADS, True
+        for tokens in (16, mm_24.MOST_TOKENS):
+            shape = {"LAYOUT": layout, "TOKENS": tokens, "ROWS": mm_24.ROWS, "COLS": mm_24.COLS}
+            constants, types = shape | {"IS_SHARE": True, "HAS_BIAS": False}, pointers | {"out_ptr": "*fp32"}
+            name, size = f"multiply_few {tokens} {layout}", mm_24.ROWS * mm_24.COLS
+            yield name, mm_24.multiply_few, constants, types, size, mm_24.THREADS, True
+    constants, types = {"DOWN": mask_24.DOWN, "ACROSS": mask_24.ACROSS}, {"patterns_ptr": "*i16"}
+    yield "write_mask", mask_24.write_mask, constants, types, 16 * 256, mask_24.THREADS, False
 
 
 def compile_kernel(kernel, constants, types, threads, target):
@@ -130,7 +188,7 @@ def compile_kernel(kernel, constants, types, threads, target):
             signature[name], values[(i,)] = "constexpr", constants[name]
             continue
         signature[name] = types.get(name) or POINTERS.get(name) or SCALARS.get(name) or "*i32"
-        if signature[name].startswith("*") or name in ("numel", "rows", "cols"):
+        if signature[name].startswith("*") or name in SIZES:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return triton.compile(
         ASTSource(kernel, signature, values, attributes),
@@ -179,6 +237,8 @@ def inspect(arch):
     target = TARGETS[arch]
     found = {}
     for name, kernel, constants, types, weights, threads, fast in variants():
+        fast = fast and not (threads is None and target.backend == "hip")
+        threads = threads or pack_24.WARPS * target.warp_size
         compiled = compile_kernel(kernel, constants, types, threads, target)
         row = read_amd(compiled) if target.backend == "hip" else read_nvidia(compiled)
         row["instructions"] = round(row.pop("total") * threads / weights, 2)

@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from trisparse.sparse_ops import apply_masks, nm_mask, nm_mask_2d, score_units, select_units
+from trisparse.sparse_ops import (
+    apply_masks,
+    mask_24,
+    mm_24,
+    nm_mask,
+    nm_mask_2d,
+    pack_24,
+    repack_24,
+    score_units,
+    select_units,
+    unpack_24,
+)
 
 OPS = torch.ops.trisparse
 
@@ -24,10 +35,24 @@ def samples():
         "apply_masks": (weights, [score > 0.5 for score in scores], blocks, []),
         "nm_mask": (weights[0], 2, 4, 1, True),
         "nm_mask_2d": (weights[0],),
+        **samples_24(),
     }
 
 
-@pytest.mark.parametrize("name", ["score_units", "select_units", "apply_masks", "nm_mask", "nm_mask_2d"])
+def samples_24():
+    weight = torch.randn(8, 12).half()
+    packed, packed_t, patterns, *_ = matrix = pack_24(weight, "cslt_sm90", transposed=True)
+    x, bias = torch.randn(5, 12).half().requires_grad_(), torch.randn(8).half().requires_grad_()
+    return {
+        "pack_24": (weight, None, "magnitude", True, "cslt_sm80", torch.bfloat16),
+        "repack_24": (packed.clone(), packed_t.clone(), weight, patterns, "cslt_sm90"),
+        "unpack_24": (packed, 8, 12, "cslt_sm90"),
+        "mask_24": (patterns, 8, 12),
+        "mm_24": (x, *matrix[:3], weight.clone().requires_grad_(), bias, 8, 12, "cslt_sm90", True),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(samples()))
 def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, name).default, samples()[name])
 
@@ -76,3 +101,17 @@ def test_every_operator_compiles_whole():
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x, y)
     assert int(sum((~mask).sum() for mask in eager[3])) == 25
+
+
+def test_operators_of_packed_matrices_compile_whole():
+    def train(x, weight):
+        matrix = pack_24(weight.detach(), "cslt_sm90", transposed=True)
+        repack_24(matrix, weight.detach() * 2)
+        return mm_24(x, matrix, None, weight), unpack_24(matrix), mask_24(matrix)
+
+    x, weight = torch.randn(3, 12, requires_grad=True), torch.randn(8, 12, requires_grad=True)
+    results = []
+    for function in (train, torch.compile(train, fullgraph=True, backend="aot_eager")):
+        outputs = function(x, weight)
+        results.append((*outputs, *torch.autograd.grad(outputs[0].sum(), (x, weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
