@@ -6,6 +6,7 @@ evaluate, save, checkpoint. Pruning rides on the optimizer's hooks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -88,30 +89,31 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         s.sampler.epoch = progress["epoch"]
         model.train()
         began = time.perf_counter()
-        for batch in s.train_loader:
-            index = batch.pop("index")
-            with accelerator.accumulate(model):
-                outputs = model(**batch, output_hidden_states=teacher is not None)
-                loss = outputs.loss
-                if teacher is not None:
-                    with accelerator.autocast():
-                        target = teacher({k: v for k, v in batch.items() if k != "labels"}, index)
-                    distance = distillation_loss(outputs, target, batch["attention_mask"], m.distill_mode)
-                    loss = m.distill_loss_weight * distance
-                accelerator.backward(loss)
-                optimizer.step()
-                if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-                    scheduler.step()
-                optimizer.zero_grad()
-            losses.append(loss.detach())
-            if not accelerator.sync_gradients or accelerator.optimizer_step_was_skipped:
-                continue
-            progress["step"] += 1
-            bar.update()
-            if progress["step"] % _LOG_EVERY == 0:
-                _log(s, progress, losses, bar)
-            if progress["step"] == total:
-                break
+        with s.cooldown.epoch() if s.cooldown else contextlib.nullcontext():
+            for batch in s.train_loader:
+                index = batch.pop("index")
+                with accelerator.accumulate(model):
+                    outputs = model(**batch, output_hidden_states=teacher is not None)
+                    loss = outputs.loss
+                    if teacher is not None:
+                        with accelerator.autocast():
+                            target = teacher({k: v for k, v in batch.items() if k != "labels"}, index)
+                        distance = distillation_loss(outputs, target, batch["attention_mask"], m.distill_mode)
+                        loss = m.distill_loss_weight * distance
+                    accelerator.backward(loss)
+                    optimizer.step()
+                    if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                        scheduler.step()
+                    optimizer.zero_grad()
+                losses.append(loss.detach())
+                if not accelerator.sync_gradients or accelerator.optimizer_step_was_skipped:
+                    continue
+                progress["step"] += 1
+                bar.update()
+                if progress["step"] % _LOG_EVERY == 0:
+                    _log(s, progress, losses, bar)
+                if progress["step"] == total:
+                    break
         if losses:
             _log(s, progress, losses, bar)
         progress["seconds"] += time.perf_counter() - began

@@ -89,6 +89,7 @@ class PruningArguments:
     pruning_frequency: int | None = _arg(None, "Steps between events; -1, the default: a fortieth of the window.")
     sparsity_warm_epochs: float | None = _arg(None, "Epochs before pruning starts; default 0.")
     cooldown_epochs: float | None = _arg(None, "Epochs after pruning ends; default 0.")
+    sparse_cooldown: bool = _arg(False, "Train 2:4 layers packed once masks are final, where that is faster.")
 
 
 _GROUPS: Any = (ModelArguments, DataArguments, TrainingArguments, PruningArguments)
@@ -113,7 +114,9 @@ class GlueArguments:
     def unfelt_flags(self) -> list[str]:
         """Pruning flags that were given to a run that does not prune."""
         given = dataclasses.asdict(self.pruning)
-        return [] if given.pop("do_prune") else [f"--{key}" for key, value in given.items() if value is not None]
+        if given.pop("do_prune"):
+            return []
+        return [f"--{key}" for key, value in given.items() if value is not None and value is not False]
 
     def pruning_config(self, window: dict[str, int]) -> PruningConfig:
         """The config for a schedule window of `start_step`, `end_step`, `pruning_frequency`."""
@@ -199,7 +202,22 @@ def _check(args: GlueArguments) -> None:
     if d.task_name == "stsb" and m.distill_loss_weight and m.distill_mode != "hidden":
         raise PruningError(f"--distill_mode: {m.distill_mode!r} needs classes, and stsb has none; use hidden")
     if args.pruning.do_prune:
-        args.pruning_config(dict(_ANY_WINDOW))
+        config = args.pruning_config(dict(_ANY_WINDOW))
+        if args.pruning.sparse_cooldown:
+            _check_sparse_cooldown(args, config)
+
+
+def _check_sparse_cooldown(args: GlueArguments, config: PruningConfig) -> None:
+    p, precision = args.pruning, args.training.mixed_precision
+    if not any(group.pattern.is_nm or group.is_lock for group in config.groups):
+        patterns = ", ".join(sorted({str(group.pattern) for group in config.groups}))
+        raise PruningError(f"--sparse_cooldown: packs 2:4 layers, and the pattern is {patterns}; use 2:4")
+    if precision == "no":
+        raise PruningError(
+            "--sparse_cooldown: sparse tensor cores multiply 16 bits; add --mixed_precision bf16 or fp16"
+        )
+    if p.pruning_type != "pattern_lock" and not p.cooldown_epochs:
+        raise PruningError("--sparse_cooldown: there is no cool-down; add --cooldown_epochs")
 
 
 def _check_numbers(args: GlueArguments) -> None:

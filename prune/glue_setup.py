@@ -26,13 +26,17 @@ from trisparse.prune.glue_plan import Plan, make_plan
 from trisparse.prune.glue_tasks import Task, find_task
 from trisparse.prune.masked_adamw import MaskedAdamW
 from trisparse.prune.pruner import Pruner
+from trisparse.prune.sparse_cooldown import SparseCooldown
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Setup:
     """A run, ready to start.
 
-    `bare` is the model inside `model`'s wrappers, `pruner` is None for a dense run, `data` a digest of the examples.
+    `bare` is the model inside `model`'s wrappers, `pruner` is None for a dense run, `cooldown` without
+    --sparse_cooldown, `data` a digest of the examples.
     """
 
     args: GlueArguments
@@ -45,6 +49,7 @@ class Setup:
     tokenizer: Any
     teacher: Teacher | None
     pruner: Pruner | None
+    cooldown: SparseCooldown | None
     train_loader: DataLoader
     sampler: EpochSampler
     validation: dict[str, DataLoader]
@@ -80,6 +85,10 @@ def set_up(args: GlueArguments) -> Setup:
     validation = {k: accelerator.prepare(make_loader(v, tokenizer, d, evaluation)) for k, v in features.items()}
     plan = make_plan(args, len(train_loader))
     pruner = make_pruner(args, bare, model, plan) if plan.window is not None else None
+    cooldown = None
+    if pruner is not None and args.pruning.sparse_cooldown:
+        length = d.max_length if d.pad_to_max_length else sum(lengths) // len(lengths)
+        cooldown = SparseCooldown(bare, pruner, d.per_device_train_batch_size * length, _HALVES[t.mixed_precision])
 
     longest = d.max_length if d.pad_to_max_length else max(len(row["input_ids"]) for rows in all_rows for row in rows)
     tokens = max(max(row["input_ids"]) for rows in all_rows for row in rows)
@@ -99,8 +108,8 @@ def set_up(args: GlueArguments) -> Setup:
             with accelerator.autocast():
                 teacher.fill_cache({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar)
     return Setup(
-        args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, train_loader, sampler,
-        validation, plan, digest,
+        args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, cooldown, train_loader,
+        sampler, validation, plan, digest,
     )  # fmt: skip
 
 
