@@ -1,8 +1,9 @@
 """Fixtures of the operator benchmarks: shapes, a gate, cold caches, and one JSON of all rows.
 
-On a GPU a row's times are CUDA events with the L2 cache flushed before each call; on a CPU they are
-pytest-benchmark's. `share` is the operator's bytes over its time, over the bandwidth of a copy measured in
-the same run; the bytes are what the operator must move, counted in each file.
+On a GPU a row's times are CUDA events with the L2 cache flushed before each call; where a benchmark asks for it, a
+second row has the time of a call replayed from a CUDA graph, with the cache warm. On a CPU they are wall clock.
+`share` is the operator's bytes over its time, over the bandwidth of a copy measured in the same run; the bytes are
+what the operator must move, counted in each file.
 """
 
 import json
@@ -72,7 +73,7 @@ def rows():
 
 @pytest.fixture
 def compare(benchmark, device, copy_bandwidth):
-    """compare(op, model, ours, rivals, nbytes, check): gate, then time ours and each rival."""
+    """compare(op, model, ours, rivals, nbytes, check, replay=False): gate, then time ours and each rival."""
 
     def milliseconds(call):
         if device.type == "cuda":
@@ -85,7 +86,13 @@ def compare(benchmark, device, copy_bandwidth):
         low, *_, high = statistics.quantiles(times, n=5)
         return statistics.median(times), low, high
 
-    def run(op, model, ours, rivals, nbytes, check):
+    def replayed(call):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            low, median, high = triton.testing.do_bench_cudagraph(call, quantiles=(0.2, 0.5, 0.8))
+        return median, low, high
+
+    def run(op, model, ours, rivals, nbytes, check, replay=False):
         check()
         for name, call in {"trisparse": ours, **rivals}.items():
             median, p20, p80 = milliseconds(call)
@@ -97,6 +104,11 @@ def compare(benchmark, device, copy_bandwidth):
             _rows.append(row)
             share = f"{row['share_of_copy']:6.0%} of copy" if "share_of_copy" in row else ""
             print(f"{op:14} {model:24} {name:28} {median:9.4f} ms {share}", flush=True)
+            if replay and device.type == "cuda":
+                median, p20, p80 = replayed(call)
+                row = {"op": op, "model": model, "what": f"{name}, replayed"}
+                _rows.append(row | {"median_ms": median, "p20_ms": p20, "p80_ms": p80})
+                print(f"{op:14} {model:24} {name + ', replayed':28} {median:9.4f} ms", flush=True)
 
         def waited():
             ours()

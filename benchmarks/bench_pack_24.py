@@ -1,0 +1,96 @@
+"""pack_24 and repack_24 on one weight. Bytes a weight: the weight read, values and metadata written, patterns too.
+
+The rivals: the libraries' own compression, of W alone and with a transposed copy for the other direction, and
+torch's tile operator, which packs both ways, greedily, and always in Ampere's layouts.
+"""
+
+import pytest
+import torch
+
+from trisparse.sparse_ops import layout_24, mask_24, nm_mask, pack_24, repack_24, unpack_24
+from trisparse.sparse_ops.libraries_24 import library_for
+from trisparse.sparse_ops.pack_24 import pack_24_reference
+
+SHAPES = {"bert-mini": (1024, 256), "bert-base": (3072, 768), "bert-large": (4096, 1024), "llama-7b": (11008, 4096)}
+PACKED, PATTERNS = 9 / 16, 1 / 16  # of the dense bytes in 16 bits
+
+
+@pytest.fixture
+def weight(name, device):
+    if device.type == "cpu" and name != "bert-mini":
+        pytest.skip("too large for a CPU")
+    dtype = torch.bfloat16
+    return torch.randn(SHAPES[name], device=device).to(dtype)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
+def test_pack_24(compare, device, weight, name, both):
+    layout, library = layout_24(device), library_for(device)
+    dense = weight.where(nm_mask(weight, 2, 4, magnitude=True), 0)
+
+    def ours():
+        return pack_24(weight, layout, transposed=both)
+
+    def check():
+        want = pack_24_reference(weight, None, "magnitude", both, layout, weight.dtype)
+        assert all(torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(ours()[:3], want, strict=True))
+        if library is not None:
+            assert torch.equal(library.compress(unpack_24(ours())).view(torch.int16), want[0].view(torch.int16))
+
+    rivals = {}
+    if library is not None and not both:
+        rivals[f"{library.name}, already 2:4"] = lambda: library.compress(dense)
+    if library is not None and both:
+        rivals[f"{library.name}, W and copy of W^T"] = lambda: (
+            library.compress(dense), library.compress(dense.t().contiguous()),
+        )  # fmt: skip
+        for cutlass in (True, False):
+            rivals[f"torch tile operator, {'CUTLASS' if cutlass else 'cuSPARSELt'}"] = lambda cutlass=cutlass: (
+                torch._sparse_semi_structured_tile(weight, "largest_abs_values_greedy", cutlass)
+            )
+    nbytes = weight.numel() * 2 * (1 + PACKED * (1 + both) + PATTERNS)
+    compare("pack_24", f"{name} {'both ways' if both else 'one way'}", ours, rivals, nbytes, check, replay=True)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_repack_24(compare, device, weight, name):
+    layout, library = layout_24(device), library_for(device)
+    matrix = pack_24(weight, layout, transposed=True)
+    mask = mask_24(matrix)
+    dense = weight.where(mask, 0)
+
+    def check():
+        repack_24(matrix, weight)
+        assert torch.equal(unpack_24(matrix), dense)
+
+    rivals = {}
+    if library is not None:
+        rivals[f"mask, {library.name}, W and copy of W^T"] = lambda: (
+            library.compress(weight * mask), library.compress((weight * mask).t().contiguous()),
+        )  # fmt: skip
+    nbytes = weight.numel() * 2 * (1 + 2 * 0.5 + PATTERNS)
+    compare("repack_24", name, lambda: repack_24(matrix, weight), rivals, nbytes, check, replay=True)
+
+
+def test_layouts_here(rows, device):
+    """Which layout this machine's library reads, and which torch's tile operator writes."""
+    row = {"op": "layout_24", "model": str(device), "what": "library", "layout": layout_24(device)}
+    rows(row)
+    print(row)
+    if device.type != "cuda":
+        return
+    weight = torch.randn(256, 256, device=device).half()
+    packed, metadata, *_, masks = torch._sparse_semi_structured_tile(weight, "largest_abs_values_greedy", False)
+    kept = torch._sparse_semi_structured_apply_dense(torch.ones_like(weight), masks) != 0
+    found = [
+        layout
+        for layout in ("cslt_sm80", "cslt_sm90")
+        if torch.equal(
+            pack_24(weight, layout, mask=kept).packed.view(torch.int16)[256 * 128 :],
+            packed.flatten().view(torch.int16)[256 * 128 :],
+        )
+    ]
+    row = {"op": "layout_24", "model": str(device), "what": "torch tile operator", "layout": found or "neither"}
+    rows(row)
+    print(row, "metadata apart" if metadata is not None and metadata.numel() else "")
