@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trisparse.kernels.access import warps
 from trisparse.kernels.layouts_24 import padded
-from trisparse.kernels.quads import join_quads, load_bits, metadata_of, spread
+from trisparse.kernels.quads import join_quads, load_bits, spread
 
 MOST_TOKENS = 64
 ROWS, COLS, THREADS = 64, 64, 128
@@ -31,12 +31,11 @@ def multiply_few(
     r0 = tl.program_id(0) * ROWS
     r = r0 + tl.arange(0, ROWS)
     t = tl.arange(0, TOKENS)
-    words_ptr = metadata_of(packed_ptr, padded_rows, padded_cols, LAYOUT)
     start = tl.program_id(1) * steps
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     for step in range(start, tl.minimum(start + steps, padded_cols // COLS)):
         k = step * COLS
-        bits = load_bits(words_ptr, r0, k // 4, padded_rows, padded_cols, LAYOUT, ROWS, COLS // 4)
+        bits = load_bits(packed_ptr, r0, k // 4, padded_rows, padded_cols, LAYOUT, ROWS, COLS // 4)
         where = r[:, None].to(tl.int64) * (padded_cols // 2) + (k // 2 + tl.arange(0, COLS // 2))[None, :]
         first, second = tl.split(tl.reshape(tl.load(packed_ptr + where), (ROWS, COLS // 4, 2)))
         x0, x1, x2, x3 = spread(bits, first, second)

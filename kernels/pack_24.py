@@ -14,7 +14,7 @@ from torch import Tensor
 from trisparse.kernels.layouts_24 import packed_size, padded
 from trisparse.kernels.nm_mask import order
 from trisparse.kernels.nm_mask_2d import best_tile, pair_sums, split_quads
-from trisparse.kernels.quads import as_one_integer, best_two, metadata_of, store_nibbles, stored_values
+from trisparse.kernels.quads import as_one_integer, best_two, store_metadata, stored_values
 
 TILES = 16  # down and across a program
 WARPS = 4  # on AMD, where they are wider, 2 would read 16 bytes at once but spill scalar registers
@@ -35,6 +35,18 @@ def _best_rows(v0, v1, v2, v3, MAGNITUDE: tl.constexpr, TILES: tl.constexpr):
 def _row_of_mask(mask, TILES: tl.constexpr):
     m0, m1, m2, m3 = split_quads(mask.to(tl.int32), TILES, TILES)
     return m0 | (m1 << 1) | (m2 << 2) | (m3 << 3)
+
+
+@triton.jit
+def _column(bits):
+    """The first column of tiles, as the bits of a quad."""
+    return (bits & 1) | ((bits >> 3) & 2) | ((bits >> 6) & 4) | ((bits >> 9) & 8)
+
+
+@triton.jit
+def _store_pair(ptrs, bits, x0, x1, x2, x3):
+    first, second = stored_values(bits, x0, x1, x2, x3)
+    tl.store(ptrs, as_one_integer(first, second))
 
 
 @triton.jit
@@ -93,39 +105,26 @@ def pack_tiles(
     c0, c1, c2, c3 = split_quads(w2.to(DTYPE), TILES, TILES)
     d0, d1, d2, d3 = split_quads(w3.to(DTYPE), TILES, TILES)
     i0, t0 = tl.program_id(0) * TILES, tl.program_id(1) * TILES
-    for r in tl.static_range(4):
-        row = (bits >> (4 * r)) & 0xF
-        if r == 0:
-            first, second = stored_values(row, a0, a1, a2, a3)
-        elif r == 1:
-            first, second = stored_values(row, b0, b1, b2, b3)
-        elif r == 2:
-            first, second = stored_values(row, c0, c1, c2, c3)
-        else:
-            first, second = stored_values(row, d0, d1, d2, d3)
-        where = (i * 4 + r)[:, None].to(tl.int64) * (padded_cols // 4) + t[None, :]
-        tl.store(packed_ptr + where, as_one_integer(first, second))
-        if not VALUES_ONLY:
-            words_ptr = metadata_of(packed_ptr, padded_rows, padded_cols, LAYOUT)
-            store_nibbles(words_ptr, row, r, i0, t0, padded_rows, padded_cols, LAYOUT, TILES, TILES)
+    r0, r1, r2, r3 = bits & 0xF, (bits >> 4) & 0xF, (bits >> 8) & 0xF, (bits >> 12) & 0xF
+    offs = (i * 4)[:, None].to(tl.int64) * (padded_cols // 4) + t[None, :]
+    _store_pair(packed_ptr + offs, r0, a0, a1, a2, a3)
+    _store_pair(packed_ptr + offs + padded_cols // 4, r1, b0, b1, b2, b3)
+    _store_pair(packed_ptr + offs + 2 * (padded_cols // 4), r2, c0, c1, c2, c3)
+    _store_pair(packed_ptr + offs + 3 * (padded_cols // 4), r3, d0, d1, d2, d3)
+    if not VALUES_ONLY:
+        store_metadata(packed_ptr, r0, r1, r2, r3, i0, t0, padded_rows, padded_cols, LAYOUT, TILES, TILES)
     if BOTH:
-        for k in tl.static_range(4):
-            column = (bits >> k) & 0x1111
-            column = (column | (column >> 3) | (column >> 6) | (column >> 9)) & 0xF
-            if k == 0:
-                first, second = stored_values(column, a0, b0, c0, d0)
-            elif k == 1:
-                first, second = stored_values(column, a1, b1, c1, d1)
-            elif k == 2:
-                first, second = stored_values(column, a2, b2, c2, d2)
-            else:
-                first, second = stored_values(column, a3, b3, c3, d3)
-            where = (t * 4 + k)[None, :].to(tl.int64) * (padded_rows // 4) + i[:, None]
-            tl.store(packed_t_ptr + where, as_one_integer(first, second))
-            if not VALUES_ONLY:
-                turned = tl.trans(column)
-                words_ptr = metadata_of(packed_t_ptr, padded_rows, padded_cols, LAYOUT)
-                store_nibbles(words_ptr, turned, k, t0, i0, padded_cols, padded_rows, LAYOUT, TILES, TILES)
+        k0, k1, k2, k3 = _column(bits), _column(bits >> 1), _column(bits >> 2), _column(bits >> 3)
+        offs = (t * 4)[None, :].to(tl.int64) * (padded_rows // 4) + i[:, None]
+        _store_pair(packed_t_ptr + offs, k0, a0, b0, c0, d0)
+        _store_pair(packed_t_ptr + offs + padded_rows // 4, k1, a1, b1, c1, d1)
+        _store_pair(packed_t_ptr + offs + 2 * (padded_rows // 4), k2, a2, b2, c2, d2)
+        _store_pair(packed_t_ptr + offs + 3 * (padded_rows // 4), k3, a3, b3, c3, d3)
+        if not VALUES_ONLY:
+            store_metadata(
+                packed_t_ptr, tl.trans(k0), tl.trans(k1), tl.trans(k2), tl.trans(k3), t0, i0,
+                padded_cols, padded_rows, LAYOUT, TILES, TILES,
+            )  # fmt: skip
 
 
 def _launch(
@@ -146,11 +145,15 @@ def _launch(
     )  # fmt: skip
 
 
+def _loadable(weight: Tensor) -> Tensor:
+    return (weight.float() if weight.dtype == torch.float64 else weight).contiguous()
+
+
 def pack_24(
     weight: Tensor, chooser: Tensor | None, select: str, transposed: bool, layout: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Packed W, packed transpose (empty unless wanted) and patterns; arguments as in `trisparse.sparse_ops.pack_24`."""
-    weight = weight.contiguous()
+    weight = _loadable(weight)
     rows, cols = weight.shape
     high, wide = padded(rows, cols, layout)
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
@@ -167,5 +170,5 @@ def pack_24(
 
 def repack_24(packed: Tensor, packed_t: Tensor, weight: Tensor, patterns: Tensor, layout: str) -> None:
     """Write the values of `weight` anew, in place; arguments as in `trisparse.sparse_ops.repack_24`."""
-    weight = weight.contiguous()
+    weight = _loadable(weight)
     _launch(weight, weight, patterns, packed, packed_t, "patterns", layout, True)

@@ -78,47 +78,50 @@ def as_one_integer(first, second):
 
 
 @triton.jit
-def metadata_of(packed_ptr, padded_rows, padded_cols, LAYOUT: tl.constexpr):
-    """Pointer to the words behind the values of a packed matrix, which are of 16 bits, or integers of two."""
+def metadata_of(packed_ptr, padded_rows, padded_cols, WORD: tl.constexpr):
+    """Pointer to the `WORD`s behind the values of a packed matrix, which are of 16 bits, or integers of two."""
     BYTES: tl.constexpr = packed_ptr.dtype.element_ty.primitive_bitwidth // 8
-    words = packed_ptr + padded_rows.to(tl.int64) * (padded_cols // BYTES)
-    return words.to(tl.pointer_type(tl.int64 if LAYOUT == "cslt_sm90" else tl.int16))
+    return (packed_ptr + padded_rows.to(tl.int64) * (padded_cols // BYTES)).to(tl.pointer_type(WORD))
 
 
 @triton.jit
-def store_nibbles(
-    words_ptr, bits, r: tl.constexpr, line0, quad0, rows, cols, LAYOUT: tl.constexpr,
-    LINES: tl.constexpr, ACROSS: tl.constexpr,
+def store_metadata(
+    packed_ptr, b0, b1, b2, b3, line0, quad0, rows, cols,
+    LAYOUT: tl.constexpr, LINES: tl.constexpr, ACROSS: tl.constexpr,
 ):  # fmt: skip
-    """Write the metadata of rows 4 * line + r, `bits` being `[LINES, ACROSS]` from line0 and quad0 on."""
-    RUN: tl.constexpr = quads_in_word(LAYOUT)
-    nibbles = (tl.full(bits.shape, _table(LAYOUT), tl.int64) >> (bits * 4).to(tl.int64)) & 0xF
-    quad = tl.arange(0, RUN)
-    word = quad0 // RUN + tl.arange(0, ACROSS // RUN)
-    if LAYOUT == "cslt_sm90":  # lines 2 apart, so rows 8 apart, share a word
-        high = tl.arange(0, 2)
-        shift = shift_of(high[:, None] * 8, quad[None, :], LAYOUT).to(tl.int64)
-        nibbles = tl.reshape(nibbles, (LINES // 4, 2, 2, ACROSS // RUN, RUN)) << shift[None, :, None, None, :]
-        words = tl.reshape(tl.sum(tl.sum(nibbles, 4), 1), (LINES // 2, ACROSS // RUN))
-        half = tl.arange(0, LINES // 2)
-        line = line0 + half // 2 * 4 + half % 2
-    else:
-        shift = shift_of(0, quad, LAYOUT)
-        nibbles = tl.reshape(nibbles.to(tl.int32), (LINES, ACROSS // RUN, RUN)) << shift[None, None, :]
-        words = tl.sum(nibbles, 2).to(tl.int16)
-        line = line0 + tl.arange(0, LINES)
-    offs = word_of((line * 4 + r)[:, None].to(tl.uint32), word[None, :].to(tl.uint32), rows, cols, LAYOUT)
-    tl.store(words_ptr + offs, words)
+    """Write the metadata of rows 4 * line + r, `b`r being `[LINES, ACROSS]` from line0 and quad0 on."""
+    bits = tl.join(tl.join(b0, b2), tl.join(b1, b3))  # together, so that threads exchange them at once
+    nibbles = (tl.full(bits.shape, _table(LAYOUT), tl.int64) >> (bits * 4).to(tl.int64)).to(tl.int32) & 0xF
+    two, four = tl.arange(0, 2), tl.arange(0, 4)
+    if LAYOUT == "cslt_sm90":  # words of 64 bits in halves: rows r and r + 8, quads with the same quad % 4 // 2
+        high = two[None, :, None, None, None, None, None, None]  # lines 2 apart are rows 8 apart
+        quad = two[None, None, None, None, :, None, None, None] * 4 + two[None, None, None, None, None, None, :, None]
+        nibbles = tl.reshape(nibbles, (LINES // 4, 2, 2, ACROSS // 8, 2, 2, 2, 4)) << shift_of(high * 8, quad, LAYOUT)
+        words = tl.sum(tl.sum(tl.sum(nibbles, 6), 4), 1)  # [LINES / 4, 2, ACROSS / 8, half, r]
+        line = line0 + tl.arange(0, LINES // 4)[:, None, None, None, None] * 4 + two[None, :, None, None, None]
+        word = (quad0 // 8 + tl.arange(0, ACROSS // 8))[None, None, :, None, None]
+        row = line * 4 + four[None, None, None, None, :]
+        offs = word_of(row.to(tl.uint32), word.to(tl.uint32), rows, cols, LAYOUT) * 2 + two[None, None, None, :, None]
+        tl.store(metadata_of(packed_ptr, rows, cols, tl.int32) + offs, words)
+    else:  # words of 16 bits: four quads of a row
+        shift = shift_of(0, four, LAYOUT)[None, None, :, None]
+        nibbles = tl.reshape(nibbles, (LINES, ACROSS // 4, 4, 4)) << shift
+        words = tl.sum(nibbles, 2).to(tl.int16)  # [LINES, ACROSS / 4, r]
+        row = (line0 + tl.arange(0, LINES))[:, None, None] * 4 + four[None, None, :]
+        word = (quad0 // 4 + tl.arange(0, ACROSS // 4))[None, :, None]
+        offs = word_of(row.to(tl.uint32), word.to(tl.uint32), rows, cols, LAYOUT)
+        tl.store(metadata_of(packed_ptr, rows, cols, tl.int16) + offs, words)
 
 
 @triton.jit
 def load_bits(
-    words_ptr, row0, quad0, rows, cols, LAYOUT: tl.constexpr, LINES: tl.constexpr, ACROSS: tl.constexpr
+    packed_ptr, row0, quad0, rows, cols, LAYOUT: tl.constexpr, LINES: tl.constexpr, ACROSS: tl.constexpr
 ):  # fmt: skip
     """What is kept of quads, `[LINES, ACROSS]` from row0 and quad0 on."""
     RUN: tl.constexpr = quads_in_word(LAYOUT)
     row = (row0 + tl.arange(0, LINES))[:, None]
     word = quad0 // RUN + tl.arange(0, ACROSS // RUN)[None, :]
+    words_ptr = metadata_of(packed_ptr, rows, cols, tl.int64 if LAYOUT == "cslt_sm90" else tl.int16)
     words = tl.load(words_ptr + word_of(row.to(tl.uint32), word.to(tl.uint32), rows, cols, LAYOUT))
     shift = shift_of(row[:, :, None], tl.arange(0, RUN)[None, None, :], LAYOUT)
     if LAYOUT != "cslt_sm90":

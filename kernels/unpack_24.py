@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trisparse.kernels.access import warps
 from trisparse.kernels.layouts_24 import padded
-from trisparse.kernels.quads import join_quads, load_bits, metadata_of, spread
+from trisparse.kernels.quads import join_quads, load_bits, spread
 
 ROWS, QUADS, THREADS = 32, 16, 128  # rows and quads a program, and its threads
 
@@ -22,8 +22,7 @@ def unpack_rows(
     """`ROWS` rows of `QUADS` quads."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     q0 = tl.program_id(1) * QUADS
-    words_ptr = metadata_of(packed_ptr, padded_rows, padded_cols, LAYOUT)
-    bits = load_bits(words_ptr, tl.program_id(0) * ROWS, q0, padded_rows, padded_cols, LAYOUT, ROWS, QUADS)
+    bits = load_bits(packed_ptr, tl.program_id(0) * ROWS, q0, padded_rows, padded_cols, LAYOUT, ROWS, QUADS)
     where = r[:, None].to(tl.int64) * (padded_cols // 2) + (q0 * 2 + tl.arange(0, QUADS * 2))[None, :]
     first, second = tl.split(tl.reshape(tl.load(packed_ptr + where), (ROWS, QUADS, 2)))
     x0, x1, x2, x3 = spread(bits, first, second)

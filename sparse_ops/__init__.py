@@ -15,9 +15,10 @@ from trisparse.sparse_ops.masked_adamw import adamw_rates, masked_adamw
 from trisparse.sparse_ops.mm_24 import mm_24
 from trisparse.sparse_ops.nm_mask import nm_mask
 from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
-from trisparse.sparse_ops.pack_24 import pack_24, repack_24
+from trisparse.sparse_ops.pack_24 import pack_24
 from trisparse.sparse_ops.packed_24 import Packed24
 from trisparse.sparse_ops.plan import Plan
+from trisparse.sparse_ops.repack_24 import repack_24
 from trisparse.sparse_ops.score_units import score_units
 from trisparse.sparse_ops.select_units import select_units
 from trisparse.sparse_ops.unpack_24 import unpack_24

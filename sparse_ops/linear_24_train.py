@@ -12,8 +12,9 @@ from trisparse.kernels.layouts_24 import padded
 from trisparse.sparse_ops.layout_24 import layout_24
 from trisparse.sparse_ops.mask_24 import mask_24
 from trisparse.sparse_ops.mm_24 import mm_24
-from trisparse.sparse_ops.pack_24 import pack_24, repack_24
+from trisparse.sparse_ops.pack_24 import pack_24
 from trisparse.sparse_ops.packed_24 import Packed24
+from trisparse.sparse_ops.repack_24 import repack_24
 
 
 class Linear24Train(nn.Module):

@@ -16,7 +16,8 @@ FEW_TOKENS = 64  # up to here a kernel of ours unpacks W in registers
 
 def mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
     """Plain torch; see `mm_24`."""
-    return linear(x, torch.ops.trisparse.unpack_24(packed, rows, cols, layout), bias)
+    with torch.autocast(x.device.type, enabled=False):  # the result has the dtype of x
+        return linear(x, torch.ops.trisparse.unpack_24(packed, rows, cols, layout), bias)
 
 
 def _kernel(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:

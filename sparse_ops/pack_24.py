@@ -1,4 +1,4 @@
-"""Pack a matrix as 2:4, alone or with its transpose, and write its values anew."""
+"""Pack a matrix as 2:4, alone or with its transpose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trisparse.kernels.layouts_24 import MULTIPLE, packed_size, padded
 from trisparse.sparse_ops.libraries_24 import compress, library_for
-from trisparse.sparse_ops.library import define, nothing
+from trisparse.sparse_ops.library import define
 from trisparse.sparse_ops.nm_mask import nm_mask
 from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
 from trisparse.sparse_ops.packed_24 import Packed24, mask_of, pack_reference, patterns_of
@@ -32,7 +32,7 @@ def pack_24_reference(weight, chooser, select, transposed, layout, dtype) -> tup
     return packed, packed_t, patterns_of(mask, layout)
 
 
-def _pack_kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
     if layout == "library":
         mask = _chosen(weight, chooser, select, transposed)
         packed, packed_t = compress(weight.to(dtype).where(mask, 0), layout, transposed)
@@ -42,7 +42,7 @@ def _pack_kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Te
     return pack_24(weight, chooser, select, transposed, layout, dtype)
 
 
-def _pack_fake(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = weight.shape
     high, wide = padded(rows, cols, layout)
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
@@ -51,33 +51,10 @@ def _pack_fake(weight, chooser, select, transposed, layout, dtype) -> tuple[Tens
     return packed, packed_t, weight.new_empty((high // 4, wide // 4), dtype=torch.int16)
 
 
-def _repack_reference(packed, packed_t, weight, patterns, layout) -> None:
-    rows, cols = weight.shape
-    mask, (size, _) = mask_of(patterns, rows, cols), packed_size(rows, cols, layout, packed.element_size())
-    for target, dense, kept in ((packed, weight, mask), (packed_t, weight.t(), mask.t())):
-        if target.numel():
-            target[:size].copy_(pack_reference(dense.to(packed.dtype), kept, layout)[:size])
-
-
-def _repack_kernel(packed, packed_t, weight, patterns, layout) -> None:
-    if layout == "library":
-        dense = weight.to(packed.dtype).where(mask_of(patterns, *weight.shape), 0)
-        for target, values in zip((packed, packed_t), compress(dense, layout, packed_t.numel() > 0), strict=True):
-            target.copy_(values)
-        return
-    from trisparse.kernels.pack_24 import repack_24
-
-    repack_24(packed, packed_t, weight, patterns, layout)
-
-
 define(
     "pack_24(Tensor weight, Tensor? chooser, str select, bool transposed, str layout, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor)",
-    pack_24_reference, _pack_kernel, _pack_fake,
-)  # fmt: skip
-define(
-    "repack_24(Tensor(a!) packed, Tensor(b!) packed_t, Tensor weight, Tensor patterns, str layout) -> ()",
-    _repack_reference, _repack_kernel, nothing,
+    pack_24_reference, _kernel, _fake,
 )  # fmt: skip
 
 
@@ -124,22 +101,6 @@ def pack_24(
     chooser = mask if mask is not None else scores
     packed, packed_t, patterns = torch.ops.trisparse.pack_24(weight, chooser, select, transposed, layout, dtype)
     return Packed24(packed, packed_t, patterns, weight.shape[0], weight.shape[1], layout)
-
-
-def repack_24(matrix: Packed24, weight: Tensor) -> None:
-    """Write the values of `weight` into a packed matrix, in place; what is kept stays, metadata is not touched.
-
-    Args:
-        matrix: as `pack_24` returned it.
-        weight: `[rows, cols]` of the same matrix, any float dtype; rounded to that of the packed values.
-
-    Raises:
-        ValueError: another shape or device.
-    """
-    check_device(packed=matrix.packed, weight=weight)
-    if tuple(weight.shape) != (matrix.rows, matrix.cols):
-        raise ValueError(f"weight: want {[matrix.rows, matrix.cols]} as packed, got {list(weight.shape)}")
-    torch.ops.trisparse.repack_24(matrix.packed, matrix.packed_t, weight.detach(), matrix.patterns, matrix.layout)
 
 
 def check_mask(mask: Tensor, transposed: bool, name: str = "mask") -> None:

@@ -16,6 +16,10 @@ KERNELS = {
     "masked_adamw": ["step_tiles", "step_lines"],
     "nm_mask": ["mask_groups"],
     "nm_mask_2d": ["mask_tiles_24"],
+    "pack_24": ["pack_tiles"],
+    "unpack_24": ["unpack_rows"],
+    "mask_24": ["write_mask"],
+    "mm_24": ["multiply_few"],
 }  # fmt: skip
 
 
@@ -26,7 +30,7 @@ def kernels_on_cpu(monkeypatch):
         pytest.skip("a GPU runs the kernels by itself")
     monkeypatch.setattr(Plan, "_is_for_kernels", lambda self, device: True)
     library = torch.library.Library("trisparse", "IMPL")
-    for name in KERNELS:
+    for name in (*KERNELS, "repack_24"):
         library.impl(name, importlib.import_module(f"trisparse.sparse_ops.{name}")._kernel, "CPU")
     yield
     library._destroy()
