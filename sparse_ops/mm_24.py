@@ -36,9 +36,8 @@ def _fake(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, maske
 
 
 def _save(ctx, inputs, output) -> None:
-    x, packed, packed_t, patterns, weight, _, *settings = inputs
+    x, packed, packed_t, patterns, _weight, _bias, *settings = inputs
     ctx.settings = settings
-    ctx.dtype = None if weight is None else weight.dtype
     ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, packed, packed_t, patterns)
 
 
@@ -54,7 +53,7 @@ def _backward(ctx, grad):
         else:
             grad_x = grad @ ops.unpack_24(packed, rows, cols, layout)
     if ctx.needs_input_grad[4]:
-        grad_weight = (grad.t() @ x).to(ctx.dtype)
+        grad_weight = grad.t() @ x
         if masked:
             grad_weight = grad_weight.where(ops.mask_24(patterns, rows, cols), 0)
     if ctx.needs_input_grad[5]:

@@ -45,6 +45,9 @@ def test_the_readme_numbers_are_those_of_its_files():
     for names, ahead in [
         ("score_tiles bf16 4x1", f"{guard} + "), ("step_tiles bf16 4x1", f"{guard} + "), ("mask_tiles bf16 4x1", ""),
         ("mask_groups bf16 2:4", ""), ("mask_tiles_24 bf16", ""),
+        ("pack_tiles bf16 magnitude cslt_sm90", ""), ("pack_tiles bf16 magnitude both ways cslt_sm90", ""),
+        ("pack_tiles bf16 patterns both ways values cslt_sm90", ""), ("unpack_rows cslt_sm90", ""),
+        ("write_mask", ""), ("multiply_few 16 cslt_sm90", ""),
     ]:  # fmt: skip
         assert f"| {ahead}{recorded[names]} " in README
     for run in json.loads((results / "glue_mrpc_minilm_cpu.json").read_text())["runs"]:
