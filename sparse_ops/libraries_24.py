@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -68,6 +69,7 @@ def missing_arguments(name: str) -> list[str]:
     return [argument for argument in _WANTED[name] if argument not in has]
 
 
+@functools.cache
 def library_for(device: torch.device) -> Library24 | None:
     """The library that this device and this torch can use, cuSPARSELt before CUTLASS."""
     if device.type != "cuda" or torch.version.hip:
@@ -93,6 +95,8 @@ def multiply(
 ) -> Tensor:
     """`[tokens, rows]`; x `[tokens, cols]` and bias `[rows]` are padded as the matrix was."""
     tokens, (high, wide) = x.shape[0], padded(rows, cols, layout)
-    x = pad(x, (0, wide - cols, 0, -tokens % TOKENS)).contiguous()
-    bias = None if bias is None else pad(bias, (0, high - rows))
-    return library.multiply(x, packed, bias, high)[:tokens, :rows].contiguous()
+    if wide > cols or tokens % TOKENS:  # without need it would copy
+        x = pad(x, (0, wide - cols, 0, -tokens % TOKENS))
+    if bias is not None and high > rows:
+        bias = pad(bias, (0, high - rows))
+    return library.multiply(x.contiguous(), packed, bias, high)[:tokens, :rows].contiguous()

@@ -76,9 +76,8 @@ class Linear24(nn.Module):
     @property
     def matrix(self) -> Packed24:
         """The weight; what belongs to training is empty."""
-        nothing = self.packed.new_empty(0)
         packed = self.packed.view(self.dtype)
-        return Packed24(packed, nothing.view(self.dtype), nothing, self.out_features, self.in_features, self.layout)
+        return Packed24(packed, packed[:0], self.packed[:0], self.out_features, self.in_features, self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
