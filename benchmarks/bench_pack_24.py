@@ -15,6 +15,12 @@ SHAPES = {"bert-mini": (1024, 256), "bert-base": (3072, 768), "bert-large": (409
 PACKED, PATTERNS = 9 / 16, 1 / 16  # of the dense bytes in 16 bits
 
 
+def packable(device):
+    if layout_24(device) == "library":
+        pytest.skip("the library packs by itself here")
+    return layout_24(device)
+
+
 @pytest.fixture
 def weight(name, device):
     if device.type == "cpu" and name != "bert-mini":
@@ -26,7 +32,7 @@ def weight(name, device):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 def test_pack_24(compare, device, weight, name, both):
-    layout, library = layout_24(device), library_for(device)
+    layout, library = packable(device), library_for(device)
     dense = weight.where(nm_mask(weight, 2, 4, magnitude=True), 0)
 
     def ours():
@@ -55,7 +61,7 @@ def test_pack_24(compare, device, weight, name, both):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_repack_24(compare, device, weight, name):
-    layout, library = layout_24(device), library_for(device)
+    layout, library = packable(device), library_for(device)
     matrix = pack_24(weight, layout, transposed=True)
     mask = mask_24(matrix)
     dense = weight.where(mask, 0)

@@ -105,7 +105,11 @@ def compare(benchmark, device, copy_bandwidth):
             share = f"{row['share_of_copy']:6.0%} of copy" if "share_of_copy" in row else ""
             print(f"{op:14} {model:24} {name:28} {median:9.4f} ms {share}", flush=True)
             if replay and device.type == "cuda":
-                median, p20, p80 = replayed(call)
+                try:
+                    median, p20, p80 = replayed(call)
+                except RuntimeError as error:
+                    print(f"{op:14} {model:24} {name + ', replayed':28} cannot: {str(error).splitlines()[0]}")
+                    continue
                 row = {"op": op, "model": model, "what": f"{name}, replayed"}
                 _rows.append(row | {"median_ms": median, "p20_ms": p20, "p80_ms": p80})
                 print(f"{op:14} {model:24} {name + ', replayed':28} {median:9.4f} ms", flush=True)

@@ -15,7 +15,6 @@ from trisparse.kernels.access import warps
 from trisparse.kernels.layouts_24 import padded
 from trisparse.kernels.quads import join_quads, load_bits, spread
 
-MOST_TOKENS = 64
 ROWS, COLS, THREADS = 64, 64, 128
 _LEAST_SHARE = 256  # columns below which a share does not pay for its sum
 _CPU_PROCESSORS = 4  # what a CPU under the interpreter counts as
@@ -61,7 +60,7 @@ def shares(rows: int, cols: int, processors: int) -> tuple[int, int]:
 
 
 def mm_24(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, layout: str) -> Tensor:
-    """`[tokens, rows]` for at most `MOST_TOKENS` tokens; arguments as in `trisparse.sparse_ops.mm_24`."""
+    """`[tokens, rows]`; arguments as in `trisparse.sparse_ops.mm_24`."""
     x = x.contiguous()
     tokens = x.shape[0]
     out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)

@@ -76,9 +76,10 @@ def pack_tiles(
     w1 = tl.load(weight_ptr + offs + cols, mask=m1, other=0.0)
     w2 = tl.load(weight_ptr + offs + 2 * cols, mask=m2, other=0.0)
     w3 = tl.load(weight_ptr + offs + 3 * cols, mask=m3, other=0.0)
-    tile_offs = i[:, None].to(tl.int64) * (padded_cols // 4) + t[None, :]
+    tile_offs = i[:, None].to(tl.int64) * (cols // 4) + t[None, :]
+    is_tile = (r0 < rows) & (t * 4 < cols)[None, :]
     if SELECT == "patterns":
-        bits = tl.load(patterns_ptr + tile_offs).to(tl.int32) & 0xFFFF
+        bits = tl.load(patterns_ptr + tile_offs, mask=is_tile, other=0).to(tl.int32) & 0xFFFF
     else:
         if SELECT == "magnitude":
             v0, v1, v2, v3 = w0, w1, w2, w3
@@ -98,8 +99,8 @@ def pack_tiles(
             else:
                 bits = _best_rows(v0, v1, v2, v3, SELECT == "magnitude", TILES)
             left = tl.minimum(tl.maximum(rows - i * 4, 0), 4)[:, None] * 4  # nothing is kept of the padding
-            bits = tl.where((t * 4 < cols)[None, :], bits & ((1 << left) - 1), 0)
-        tl.store(patterns_ptr + tile_offs, bits.to(tl.int16))
+            bits = tl.where(is_tile, bits & ((1 << left) - 1), 0)
+        tl.store(patterns_ptr + tile_offs, bits.to(tl.int16), mask=is_tile)
     a0, a1, a2, a3 = split_quads(w0.to(DTYPE), TILES, TILES)
     b0, b1, b2, b3 = split_quads(w1.to(DTYPE), TILES, TILES)
     c0, c1, c2, c3 = split_quads(w2.to(DTYPE), TILES, TILES)
@@ -155,17 +156,19 @@ def pack_24(
     """Packed W, packed transpose (empty unless wanted) and patterns; arguments as in `trisparse.sparse_ops.pack_24`."""
     weight = _loadable(weight)
     rows, cols = weight.shape
-    high, wide = padded(rows, cols, layout)
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
     packed = torch.empty(size, dtype=dtype, device=weight.device)
     packed_t = torch.empty(size if transposed else 0, dtype=dtype, device=weight.device)
-    given = chooser if select == "patterns" else None
-    patterns = torch.empty(high // 4, wide // 4, dtype=torch.int16, device=weight.device) if given is None else given
+    if select == "patterns":
+        assert chooser is not None
+        patterns = chooser.clone()  # an output must not be an input
+    else:
+        patterns = torch.empty(triton.cdiv(rows, 4), cols // 4, dtype=torch.int16, device=weight.device)
     chooser = weight if chooser is None else chooser.contiguous()
     if chooser.dtype == torch.bool:
         chooser = chooser.view(torch.int8)
     _launch(weight, chooser, patterns, packed, packed_t, select, layout, False)
-    return packed, packed_t, patterns.clone() if given is not None else patterns
+    return packed, packed_t, patterns
 
 
 def repack_24(packed: Tensor, packed_t: Tensor, weight: Tensor, patterns: Tensor, layout: str) -> None:

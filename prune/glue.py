@@ -75,6 +75,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "seconds": 0.0, "best": None, "steps": [], "evals": []}
     if t.resume_from_checkpoint:
         progress = load_checkpoint(s.args, s.data, parts, total)
+    if s.cooldown:
+        s.cooldown.names = progress.get("packed_layers")
     accelerator.print(s.plan)
     if unfelt := s.args.unfelt_flags():
         accelerator.print(f"without --do_prune nothing is pruned; no effect: {', '.join(unfelt)}")
@@ -132,6 +134,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
             if (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"]):
                 progress["best"] = {"value": value, "metrics": metrics, "step": progress["step"]}
                 save_model(s.folder / "best", s.bare, s.tokenizer, pruner)
+            if s.cooldown:
+                progress["packed_layers"] = s.cooldown.names
             save_checkpoint(s.folder, s.args, s.data, parts, progress)
     bar.close()
     if handle is not None:

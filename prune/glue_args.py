@@ -209,7 +209,7 @@ def _check(args: GlueArguments) -> None:
 
 def _check_sparse_cooldown(args: GlueArguments, config: PruningConfig) -> None:
     p, precision = args.pruning, args.training.mixed_precision
-    if not any(group.pattern.is_nm or group.is_lock for group in config.groups):
+    if not any(group.pattern.is_24 or group.is_lock for group in config.groups):
         patterns = ", ".join(sorted({str(group.pattern) for group in config.groups}))
         raise PruningError(f"--sparse_cooldown: packs 2:4 layers, and the pattern is {patterns}; use 2:4")
     if precision == "no":

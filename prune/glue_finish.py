@@ -78,8 +78,8 @@ def make_results(
 
 def _notes(s: Setup, progress: dict[str, Any], metrics: dict[str, float], report: SparsityReport | None) -> list[str]:
     notes = list(report.notes) if report else []
-    if s.cooldown is not None and s.cooldown.note is not None:
-        notes.append(s.cooldown.note)
+    if s.cooldown is not None:
+        notes.append(s.cooldown.note())
     if progress["best"] is None:
         notes.append("no evaluation came after the last pruning event, so there is no best model")
     references = [row["labels"] for row in next(iter(s.validation.values())).dataset]  # type: ignore[attr-defined]

@@ -35,6 +35,11 @@ class Pattern:
     def is_nm(self) -> bool:
         return self.kind == "nm"
 
+    @property
+    def is_24(self) -> bool:
+        """Whether at most two of any aligned four inputs stay."""
+        return self.is_nm and ((self.m % 4 == 0 and self.n <= 2) or (self.n, self.m) == (1, 2))
+
     def unit_view(self, weight: Tensor, layout: str) -> Tensor:
         """View of the weight's own storage whose rows and columns the units tile.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,73 +22,93 @@ class SparseCooldown:
     """Puts packed layers in the place of `nn.Linear` while an epoch trains, and takes them out again.
 
     Parameters stay the same objects, so optimizer, Pruner and checkpoints notice nothing. What a layer gains is
-    measured once, for each shape, when the masks have become final.
+    measured once, for each shape, at the first epoch whose masks are final.
 
     Args:
         model: the bare model.
         pruner: whose masks decide; only layers that they leave 2:4 take part.
         tokens: in a batch.
-        dtype: of the packed values, that of autocast.
+        dtype: that autocast computes with.
 
     Attributes:
-        note: what was decided, for the report; None before that.
+        names: the layers that train packed; None until that is decided. Set it to go on as a run before did.
     """
 
     def __init__(self, model: nn.Module, pruner: Pruner, tokens: int, dtype: torch.dtype) -> None:
         self.model, self.pruner, self.tokens, self.dtype = model, pruner, tokens, dtype
-        self.note: str | None = None
-        self._packed: dict[str, Linear24Train] = {}
+        self.names: list[str] | None = None
+        self._packed: dict[str, Linear24Train] | None = None
 
     @contextlib.contextmanager
     def epoch(self) -> Iterator[None]:
         """Packed layers are in place inside, if all masks are final at its start."""
-        if self.note is None and self.pruner.masks_are_final:
-            self._choose()
-        dense = {name: self.model.get_submodule(name) for name in self._packed}
+        if self._packed is None and self.pruner.masks_are_final:
+            self._packed = self._pack()
+            self.names = list(self._packed)
+        packed = self._packed or {}
+        dense = {name: self.model.get_submodule(name) for name in packed}
         try:
-            for name, layer in self._packed.items():
+            for name, layer in packed.items():
                 _put(self.model, name, layer.train(self.model.training))
             yield
         finally:
             for name, linear in dense.items():
                 _put(self.model, name, linear)
 
-    def _choose(self) -> None:
-        fits = 0
-        verdicts: dict[tuple, bool] = {}
+    def note(self) -> str:
+        """What was decided, for the report."""
+        if self._packed is None:
+            return (
+                "sparse_cooldown: no epoch began with final masks, so none trained packed; lengthen --cooldown_epochs"
+            )
+        dense = "" if self._packed else "; dense is faster here"
+        count = f"{len(self._packed)} of {len(self._candidates())}"
+        return f"sparse_cooldown: {count} layers with 2:4 masks trained packed{dense}"
+
+    def _candidates(self) -> dict[str, Tensor]:
+        """Linear layers with 2:4 masks; one with hooks or a frozen weight stays as it is."""
+        found = {}
         for name, mask in self.pruner.masks().items():
-            linear = self.model.get_submodule(name)
-            if not isinstance(linear, nn.Linear) or not _is_24(mask):
-                continue
-            fits += 1
+            layer = self.model.get_submodule(name)
+            plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+            if plain and all(p.requires_grad for p in layer.parameters()) and _is_24(mask):
+                found[name] = mask
+        return found
+
+    def _pack(self) -> dict[str, Linear24Train]:
+        packed: dict[str, Linear24Train] = {}
+        verdicts: dict[tuple, bool] = {}
+        for name, mask in self._candidates().items():
+            linear: Any = self.model.get_submodule(name)
             transposed = mask.shape[0] % 4 == 0 and _is_24(mask.t())
+            # not masked: as in a dense cool-down, the Pruner zeroes what is pruned after the step
+            layer = Linear24Train.from_linear(linear, mask=mask, transposed=transposed, masked=False)
             key = tuple(mask.shape), transposed, linear.bias is not None
-            if verdicts.get(key) is False:
-                continue
-            packed = Linear24Train.from_linear(linear, mask=mask, transposed=transposed, dtype=self.dtype)
-            if key not in verdicts:
-                verdicts[key] = is_faster(linear, packed, self.tokens)
-            if verdicts[key]:
-                self._packed[name] = packed
-        dense = "; dense is faster for the others" if len(self._packed) < fits else ""
-        self.note = f"sparse_cooldown: {len(self._packed)} of {fits} layers with 2:4 masks trained packed{dense}"
+            if self.names is None and key not in verdicts:
+                verdicts[key] = is_faster(linear, layer, self.tokens, self.dtype)
+            if verdicts[key] if self.names is None else name in self.names:
+                packed[name] = layer
+        return packed
 
 
-def is_faster(linear: nn.Linear, packed: Linear24Train, tokens: int) -> bool:
-    """Whether forward and backward of a layer take less time packed, with the same result; never on a CPU."""
-    if not linear.weight.is_cuda:
+def is_faster(linear: nn.Linear, packed: Linear24Train, tokens: int, dtype: torch.dtype) -> bool:
+    """Whether forward and backward of a layer take less time packed, with the same results; never on a CPU."""
+    device = linear.weight.device
+    if device.type != "cuda":
         return False
-    x = torch.randn(tokens, linear.in_features, device=linear.weight.device, dtype=packed.dtype, requires_grad=True)
-    grad = torch.randn(tokens, linear.out_features, device=x.device, dtype=x.dtype)
+    generator = torch.Generator(device).manual_seed(0)  # the run's own random numbers stay as they are
+
+    def noise(width: int) -> Tensor:
+        return torch.randn(tokens, width, device=device, dtype=dtype, generator=generator)
+
+    x, grad = noise(linear.in_features).requires_grad_(), noise(linear.out_features)
 
     def step(layer: nn.Module) -> tuple[Tensor, ...]:
-        with torch.autocast(x.device.type, packed.dtype):
+        with torch.autocast(device.type, dtype):
             y = layer(x)
         return y, *torch.autograd.grad(y, (x, *layer.parameters()), grad)
 
-    y, grad_x, *_ = step(packed)
-    want, want_x, *_ = step(linear)
-    for ours, theirs in ((y, want), (grad_x, want_x)):
+    for ours, theirs in zip(step(packed), step(linear), strict=True):
         if not bool((ours - theirs).abs().max() <= _ERROR * theirs.abs().max()):
             return False
     return _milliseconds(lambda: step(packed)) * _GAIN <= _milliseconds(lambda: step(linear))

@@ -9,7 +9,7 @@ shape `[rows / n, taps * cols / m]`. Those of 2:4 take one matrix `[rows, cols]`
 from trisparse.sparse_ops.apply_masks import apply_masks
 from trisparse.sparse_ops.layout_24 import layout_24
 from trisparse.sparse_ops.linear_24 import Linear24
-from trisparse.sparse_ops.linear_24_train import Linear24Train
+from trisparse.sparse_ops.linear_24_train import Linear24Train, refresh_every
 from trisparse.sparse_ops.mask_24 import mask_24
 from trisparse.sparse_ops.masked_adamw import adamw_rates, masked_adamw
 from trisparse.sparse_ops.mm_24 import mm_24
@@ -25,6 +25,6 @@ from trisparse.sparse_ops.unpack_24 import unpack_24
 
 __all__ = [
     "Linear24", "Linear24Train", "Packed24", "Plan", "adamw_rates", "apply_masks", "layout_24", "mask_24",
-    "masked_adamw", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "repack_24", "score_units", "select_units",
-    "unpack_24",
+    "masked_adamw", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "refresh_every", "repack_24", "score_units",
+    "select_units", "unpack_24",
 ]  # fmt: skip

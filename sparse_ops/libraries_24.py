@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from trisparse.kernels.layouts_24 import padded
 from trisparse.sparse_ops.packed_24 import padded_to
@@ -41,8 +42,8 @@ def _cslt_multiply(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) ->
 
 
 def _cutlass_compress(dense: Tensor) -> Tensor:
-    values, metadata = torch._to_sparse_semi_structured(dense)
-    return torch.cat([values.flatten(), metadata.contiguous().flatten().view(dense.dtype)])
+    values, metadata = sparse_semi_structured_from_dense_cutlass(dense)  # torch's compiled one is for its tests
+    return torch.cat([values.flatten(), metadata.flatten().view(dense.dtype)])
 
 
 def _cutlass_multiply(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) -> Tensor:

@@ -11,22 +11,42 @@ from torch import Tensor, nn
 from trisparse.kernels.layouts_24 import padded
 from trisparse.sparse_ops.layout_24 import layout_24
 from trisparse.sparse_ops.mm_24 import mm_24
-from trisparse.sparse_ops.pack_24 import check_mask, pack_24
+from trisparse.sparse_ops.pack_24 import check_half, check_mask, pack_24
 from trisparse.sparse_ops.packed_24 import Packed24
 from trisparse.sparse_ops.unpack_24 import unpack_24
 
 
 def stored_places(matrix: Packed24) -> Tensor:
-    """bool `[rows, cols]`, two of every four: where the values of a packed matrix belong, zeros included."""
+    """bool `[rows, cols]`: where the values of a packed matrix belong, zeros included where the layout tells."""
+    if matrix.layout == "library":
+        return unpack_24(matrix) != 0
     ones = matrix.packed.clone()
     high, wide = padded(matrix.rows, matrix.cols, matrix.layout)
     ones[: high * wide // 2] = 1
     return unpack_24(matrix._replace(packed=ones)) != 0
 
 
-class Linear24(nn.Module):
-    """`nn.Linear` that keeps only the packed weight, 9/16 of its bytes in 16 bits; made by `from_linear`.
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes with on the device of x, None where it is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
+
+def sparing_integers(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `Module.to` and its like apply to tensors, but bytes are moved, never converted."""
+
+    def apply(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return result if tensor.is_floating_point() or result.dtype == tensor.dtype else tensor.to(result.device)
+
+    return apply
+
+
+class Linear24(nn.Module):
+    """`nn.Linear` that keeps only the packed weight, in 16 bits 9/16 of its bytes once sides are padded to 64.
+
+    Mostly made by `from_linear`; made like an `nn.Linear` its weight is zero, for a state_dict to be loaded.
     `state_dict` has `values` `[out, in / 2]`, `bitmask` uint8 `[out, in / 8 rounded up]` (bit j of a byte for its
     column j, as in compressed-tensors' sparse24) and `bias`, whatever layout the device wants. Moved to another
     kind of device the layer packs itself anew. float32 and float64 are for CPUs.
@@ -34,12 +54,18 @@ class Linear24(nn.Module):
 
     packed: Tensor
 
-    def __init__(self, matrix: Packed24, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, layout: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.out_features, self.in_features = matrix.rows, matrix.cols
-        self.register_buffer("packed", torch.empty(0, dtype=torch.int16), persistent=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self._keep(matrix)
+        self.in_features, self.out_features = in_features, out_features
+        weight = torch.zeros(out_features, in_features, device=device, dtype=dtype)
+        zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
+        self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
+        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
+        mask = torch.zeros_like(weight, dtype=torch.bool)
+        self._keep(pack_24(weight, layout or layout_24(weight.device), mask=mask))
 
     @classmethod
     def from_linear(
@@ -63,8 +89,12 @@ class Linear24(nn.Module):
             mask = weight != 0
             if weight.shape[1] % 4 == 0:
                 check_mask(mask, False, "weight")
-        bias = None if linear.bias is None else linear.bias.to(dtype)
-        return cls(pack_24(weight, layout, mask=mask, dtype=dtype), bias)
+        matrix = pack_24(weight, layout, mask=mask, dtype=dtype)
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, "meta", dtype)
+        layer._keep(matrix)
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), requires_grad=False)
+        return layer
 
     def to_linear(self) -> nn.Linear:
         """The same layer, dense."""
@@ -75,13 +105,14 @@ class Linear24(nn.Module):
 
     @property
     def matrix(self) -> Packed24:
-        """The weight; what belongs to training is empty."""
+        """The weight; without patterns, which only training needs."""
         packed = self.packed.view(self.dtype)
-        return Packed24(packed, packed[:0], self.packed[:0], self.out_features, self.in_features, self.layout)
+        patterns = self.packed[:0].view(torch.int16)
+        return Packed24(packed, packed[:0], patterns, self.out_features, self.in_features, self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
-        return mm_24(x.to(self.dtype) if torch.is_autocast_enabled(x.device.type) else x, self.matrix, self.bias)
+        return mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -91,16 +122,22 @@ class Linear24(nn.Module):
 
     def _keep(self, matrix: Packed24) -> None:
         self.layout, self.dtype = matrix.layout, matrix.packed.dtype
-        self.packed = matrix.packed.view(torch.int16)  # integers, so that a change of dtype spares the metadata
+        packed = matrix.packed.view(torch.uint8)  # bytes, so that a change of dtype spares the metadata
+        if self.packed.shape == packed.shape and self.packed.device == packed.device:
+            self.packed.copy_(packed)  # a captured graph reads it where it is
+        else:
+            self.packed = packed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear24:
         before = self.packed.device
-        dtype = fn(torch.empty(0, dtype=self.dtype, device=before)).dtype
-        super()._apply(fn, recurse)
-        layout = self.layout if self.packed.device.type == before.type else layout_24(self.packed.device)
-        if (layout, dtype) != (self.layout, self.dtype):
+        after = fn(torch.empty(0, dtype=self.dtype, device=before))
+        if after.is_cuda:
+            check_half(after.dtype)  # before anything is moved
+        super()._apply(sparing_integers(fn), recurse)
+        layout = self.layout if after.device.type == before.type else layout_24(after.device)
+        if (layout, after.dtype) != (self.layout, self.dtype):
             dense, places = unpack_24(self.matrix), stored_places(self.matrix)
-            self._keep(pack_24(dense, layout, mask=places, dtype=dtype))
+            self._keep(pack_24(dense, layout, mask=places, dtype=after.dtype))
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trisparse.sparse_ops.library import define
-from trisparse.sparse_ops.packed_24 import Packed24, mask_of
+from trisparse.sparse_ops.packed_24 import Packed24, check_patterns, mask_of
 
 
 def _kernel(patterns, rows, cols) -> Tensor:
@@ -21,5 +21,10 @@ define("mask_24(Tensor patterns, int rows, int cols) -> Tensor", mask_of, _kerne
 
 
 def mask_24(matrix: Packed24) -> Tensor:
-    """bool `[rows, cols]`, True = kept; zeros that are kept are True, places that packing fills up are not."""
+    """bool `[rows, cols]`, True = kept; zeros that are kept are True, places that packing fills up are not.
+
+    Raises:
+        ValueError: a matrix without patterns, as `Linear24` has it.
+    """
+    check_patterns(matrix)
     return torch.ops.trisparse.mask_24(matrix.patterns, matrix.rows, matrix.cols)

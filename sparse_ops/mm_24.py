@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -21,7 +23,9 @@ def mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, lay
 
 
 def _kernel(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
-    library = library_for(x.device)
+    if not cols:
+        return mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
+    library, bias = library_for(x.device), None if bias is None else bias.contiguous()
     if layout != "library" and x.shape[0] <= FEW_TOKENS:
         from trisparse.kernels.mm_24 import mm_24
 
@@ -42,6 +46,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
+    if torch.is_grad_enabled() and grad.requires_grad:
+        raise RuntimeError("mm_24: has no second derivative; call backward without create_graph")
     x, packed, packed_t, patterns = ctx.saved_tensors
     rows, cols, layout, masked = ctx.settings
     grad = grad.contiguous()
@@ -105,6 +111,6 @@ def mm_24(
     if weight is not None and tuple(weight.shape) != (rows, cols):
         raise ValueError(f"weight: want {[rows, cols]} as packed, got {list(weight.shape)}")
     check_device(x=x, **{k: t for k, t in (("packed", packed), ("bias", bias), ("weight", weight)) if t is not None})
-    flat = x.reshape(-1, cols)
+    flat = x.reshape(math.prod(x.shape[:-1]), cols)
     y = torch.ops.trisparse.mm_24(flat, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
     return y.view(*x.shape[:-1], rows)

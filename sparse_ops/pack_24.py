@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trisparse.kernels.layouts_24 import MULTIPLE, packed_size, padded
-from trisparse.sparse_ops.libraries_24 import compress, library_for
+from trisparse.kernels.layouts_24 import MULTIPLE, packed_size
+from trisparse.sparse_ops.libraries_24 import compress
 from trisparse.sparse_ops.library import define
 from trisparse.sparse_ops.nm_mask import nm_mask
 from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
@@ -29,14 +29,14 @@ def pack_24_reference(weight, chooser, select, transposed, layout, dtype) -> tup
     mask, weight = _chosen(weight, chooser, select, transposed), weight.to(dtype)
     packed = pack_reference(weight, mask, layout)
     packed_t = pack_reference(weight.t(), mask.t(), layout) if transposed else packed.new_empty(0)
-    return packed, packed_t, patterns_of(mask, layout)
+    return packed, packed_t, patterns_of(mask)
 
 
 def _kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
     if layout == "library":
         mask = _chosen(weight, chooser, select, transposed)
         packed, packed_t = compress(weight.to(dtype).where(mask, 0), layout, transposed)
-        return packed, packed_t, patterns_of(mask, layout)
+        return packed, packed_t, patterns_of(mask)
     from trisparse.kernels.pack_24 import pack_24
 
     return pack_24(weight, chooser, select, transposed, layout, dtype)
@@ -44,11 +44,10 @@ def _kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor,
 
 def _fake(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = weight.shape
-    high, wide = padded(rows, cols, layout)
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
     packed = weight.new_empty(size, dtype=dtype)
     packed_t = weight.new_empty(size if transposed else 0, dtype=dtype)
-    return packed, packed_t, weight.new_empty((high // 4, wide // 4), dtype=torch.int16)
+    return packed, packed_t, weight.new_empty(((rows + 3) // 4, cols // 4), dtype=torch.int16)
 
 
 define(
@@ -60,7 +59,7 @@ define(
 
 def pack_24(
     weight: Tensor, layout: str, *, scores: Tensor | None = None, mask: Tensor | None = None,
-    transposed: bool = False, dtype: torch.dtype | None = None,
+    patterns: Tensor | None = None, transposed: bool = False, dtype: torch.dtype | None = None,
 ) -> Packed24:  # fmt: skip
     """Pack the weights kept of a matrix: two of four in every row and, with `transposed`, in every column.
 
@@ -75,38 +74,44 @@ def pack_24(
         layout: `cutlass_sm80`, `cslt_sm80`, `cslt_sm90` or `bitmask`; `layout_24` names this machine's.
         scores: choose by these, highest kept, instead of magnitude; with `transposed` by their magnitude.
         mask: bool, keep these, at most two of four. Checking that waits for the device.
+        patterns: keep what these of another `Packed24` keep; not checked.
         transposed: pack the transpose too, in the same pass; what is kept is 2:4 both ways.
         dtype: of the values, the weight's own unless given; on a GPU float16 or bfloat16.
 
     Raises:
-        ValueError: a shape or layout that does not fit, scores and a mask at once, or a mask that is not 2:4,
-            with the number of bad groups and the place of the first.
+        ValueError: a shape or layout that does not fit, two ways to choose, or a mask that is not 2:4, with
+            the number of bad groups and the place of the first.
         TypeError: a dtype that does not.
     """
     dtype = dtype or weight.dtype
     _check(weight, layout, dtype, transposed)
-    if scores is not None and mask is not None:
-        raise ValueError("scores, mask: want one of them, got both")
-    for name, chooser in (("scores", scores), ("mask", mask)):
-        if chooser is not None:
-            check_device(weight=weight, **{name: chooser})
-            if chooser.shape != weight.shape:
-                raise ValueError(f"{name}: want {list(weight.shape)} like weight, got {list(chooser.shape)}")
+    choosers = {"scores": scores, "mask": mask, "patterns": patterns}
+    given = [name for name, chooser in choosers.items() if chooser is not None]
+    if len(given) > 1:
+        raise ValueError(f"{', '.join(given)}: want one of them, got {len(given)}")
+    for name in given:
+        chooser = choosers[name]
+        assert chooser is not None
+        check_device(weight=weight, **{name: chooser})
+        want = [-(-weight.shape[0] // 4), weight.shape[1] // 4] if name == "patterns" else list(weight.shape)
+        if list(chooser.shape) != want:
+            raise ValueError(f"{name}: want {want}, got {list(chooser.shape)}")
     if scores is not None:
         check_dtype("scores", scores)
-        scores = scores.float() if scores.dtype == torch.float64 else scores
+        choosers["scores"] = scores.detach().float() if scores.dtype == torch.float64 else scores.detach()
     if mask is not None:
         check_mask(mask, transposed)
-    select = "mask" if mask is not None else "scores" if scores is not None else "magnitude"
-    chooser = mask if mask is not None else scores
-    packed, packed_t, patterns = torch.ops.trisparse.pack_24(weight, chooser, select, transposed, layout, dtype)
-    return Packed24(packed, packed_t, patterns, weight.shape[0], weight.shape[1], layout)
+    select = given[0] if given else "magnitude"
+    parts = torch.ops.trisparse.pack_24(weight.detach(), choosers.get(select), select, transposed, layout, dtype)
+    return Packed24(parts[0], parts[1], parts[2], weight.shape[0], weight.shape[1], layout)
 
 
 def check_mask(mask: Tensor, transposed: bool, name: str = "mask") -> None:
     """Raise ValueError unless at most two of four are kept, in rows and, with `transposed`, in columns."""
     if mask.dtype != torch.bool:
         raise TypeError(f"{name}: want torch.bool, got {mask.dtype}")
+    if mask.is_meta:
+        return
     for view, along in ((mask, "row"), (mask.t(), "column"))[: 1 + transposed]:
         bad = view.unflatten(1, (view.shape[1] // 4, 4)).sum(-1) > 2
         count = int(bad.sum())
@@ -121,7 +126,7 @@ def check_mask(mask: Tensor, transposed: bool, name: str = "mask") -> None:
 
 def check_layout(layout: str, device: torch.device) -> None:
     """Raise ValueError for a layout that there is not, or not on this device."""
-    known = [name for name in MULTIPLE if name != "library" or library_for(device)]
+    known = [name for name in MULTIPLE if name != "library" or device.type == "cuda"]
     if layout not in known:
         raise ValueError(f"layout: want {', '.join(known)}, got {layout!r}")
 
@@ -132,5 +137,11 @@ def _check(weight: Tensor, layout: str, dtype: torch.dtype, transposed: bool) ->
     if weight.dim() != 2 or weight.shape[1] % 4 or (transposed and weight.shape[0] % 4):
         want = "both multiples of 4" if transposed else "cols a multiple of 4"
         raise ValueError(f"weight: want [rows, cols], {want}, got {list(weight.shape)}")
-    if weight.is_cuda and dtype not in (torch.float16, torch.bfloat16):
+    if weight.is_cuda:
+        check_half(dtype)
+
+
+def check_half(dtype: torch.dtype) -> None:
+    """Raise TypeError unless a GPU can multiply packed values of this dtype."""
+    if dtype not in (torch.float16, torch.bfloat16):
         raise TypeError(f"dtype: want torch.float16 or torch.bfloat16 on a GPU, got {dtype}")

@@ -17,7 +17,7 @@ class Packed24(NamedTuple):
     Attributes:
         packed: values, then metadata, flat.
         packed_t: the same of the transpose; empty if it was not packed.
-        patterns: int16 `[padded rows / 4, padded cols / 4]`, what is kept of each 4 x 4 tile, bit column + 4 * row.
+        patterns: int16 `[rows / 4 rounded up, cols / 4]`, what is kept of each 4 x 4 tile, bit column + 4 * row.
         rows: of the dense matrix.
         cols: of the dense matrix.
         layout: of the metadata, a key of `layouts_24.MULTIPLE`.
@@ -31,6 +31,13 @@ class Packed24(NamedTuple):
     layout: str
 
 
+def check_patterns(matrix: Packed24) -> None:
+    """Raise ValueError for a matrix that does not say what is kept."""
+    want = [-(-matrix.rows // 4), matrix.cols // 4]
+    if list(matrix.patterns.shape) != want:
+        raise ValueError(f"patterns: want {want}, got {list(matrix.patterns.shape)}; take a matrix from pack_24")
+
+
 def padded_to(matrix: Tensor, layout: str) -> Tensor:
     """A matrix with zeros to the right and below."""
     rows, cols = matrix.shape
@@ -38,9 +45,9 @@ def padded_to(matrix: Tensor, layout: str) -> Tensor:
     return pad(matrix, (0, wide - cols, 0, high - rows))
 
 
-def patterns_of(mask: Tensor, layout: str) -> Tensor:
-    """bool `[rows, cols]` to int16 patterns of the padded matrix."""
-    keep = padded_to(mask, layout)
+def patterns_of(mask: Tensor) -> Tensor:
+    """bool `[rows, cols]` to int16 patterns."""
+    keep = pad(mask, (0, 0, 0, -mask.shape[0] % 4))
     rows, cols = keep.shape
     bits = 1 << torch.arange(16, device=mask.device)
     tiles = keep.view(rows // 4, 4, cols // 4, 4).transpose(1, 2).reshape(rows // 4, cols // 4, 16)
@@ -52,7 +59,7 @@ def mask_of(patterns: Tensor, rows: int, cols: int) -> Tensor:
     high, wide = patterns.shape
     bits = torch.arange(16, device=patterns.device)
     tiles = (patterns[..., None] >> bits & 1).bool().view(high, wide, 4, 4)
-    return tiles.transpose(1, 2).reshape(high * 4, wide * 4)[:rows, :cols].contiguous()
+    return tiles.transpose(1, 2).reshape(high * 4, cols)[:rows].contiguous()
 
 
 def pack_reference(weight: Tensor, mask: Tensor, layout: str) -> Tensor:

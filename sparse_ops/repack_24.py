@@ -8,7 +8,7 @@ from torch import Tensor
 from trisparse.kernels.layouts_24 import packed_size
 from trisparse.sparse_ops.libraries_24 import compress
 from trisparse.sparse_ops.library import define, nothing
-from trisparse.sparse_ops.packed_24 import Packed24, mask_of, pack_reference
+from trisparse.sparse_ops.packed_24 import Packed24, check_patterns, mask_of, pack_reference
 from trisparse.sparse_ops.units import check_device, check_dtype
 
 
@@ -46,11 +46,12 @@ def repack_24(matrix: Packed24, weight: Tensor) -> None:
         weight: `[rows, cols]` of the same matrix, any float dtype; rounded to that of the packed values.
 
     Raises:
-        ValueError: another shape or device.
+        ValueError: another shape or device, or a matrix without patterns, as `Linear24` has it.
         TypeError: a dtype that is no float.
     """
     check_dtype("weight", weight)
     check_device(packed=matrix.packed, weight=weight)
     if tuple(weight.shape) != (matrix.rows, matrix.cols):
         raise ValueError(f"weight: want {[matrix.rows, matrix.cols]} as packed, got {list(weight.shape)}")
+    check_patterns(matrix)
     torch.ops.trisparse.repack_24(matrix.packed, matrix.packed_t, weight.detach(), matrix.patterns, matrix.layout)

@@ -26,5 +26,8 @@ define("unpack_24(Tensor packed, int rows, int cols, str layout) -> Tensor", unp
 
 
 def unpack_24(matrix: Packed24) -> Tensor:
-    """Dense `[rows, cols]` of a packed matrix: its values where they were, +0 elsewhere."""
+    """Dense `[rows, cols]` of a packed matrix: its values where they were, +0 elsewhere.
+
+    In the layout `library` it is a product with ones that reads them, so values there have to be finite.
+    """
     return torch.ops.trisparse.unpack_24(matrix.packed, matrix.rows, matrix.cols, matrix.layout)

@@ -54,7 +54,6 @@ SCALARS = {
     "padded_cols": "i32",
     "tokens": "i32",
     "steps": "i32",
-    "stride": "i32",
     "decay": "fp32",
     "unscale": "fp32",
     "all_rates": "*fp64",
@@ -172,7 +171,7 @@ def variants_24():
         constants = {"LAYOUT": layout, "ROWS": unpack_24.ROWS, "QUADS": unpack_24.QUADS}
         size = unpack_24.ROWS * unpack_24.QUADS * 4
         yield f"unpack_rows {layout}", unpack_24.unpack_rows, constants, pointers, size, unpack_24.THREADS, True
-        for tokens in (16, mm_24.MOST_TOKENS):
+        for tokens in (16, 64):
             shape = {"LAYOUT": layout, "TOKENS": tokens, "ROWS": mm_24.ROWS, "COLS": mm_24.COLS}
             constants, types = shape | {"IS_SHARE": True, "HAS_BIAS": False}, pointers | {"out_ptr": "*fp32"}
             name, size = f"multiply_few {tokens} {layout}", mm_24.ROWS * mm_24.COLS

@@ -102,8 +102,8 @@ def test_forward_and_both_gradients_are_as_exact_as_torchs(layout, shape, tokens
 
 def test_nothing_waits_for_the_device(layout, no_waiting):
     layer = nn.Linear(768, 3072, device="cuda")
-    train = Linear24Train.from_linear(layer, dtype=torch.bfloat16, layout=layout)
-    infer = Linear24.from_linear(train.to_linear(), mask_24(train.matrix), dtype=torch.bfloat16, layout=layout)
+    train = Linear24Train.from_linear(layer, layout=layout)
+    infer = Linear24.from_linear(train.to_linear(), train.mask(), dtype=torch.bfloat16, layout=layout)
     x = torch.randn(256, 768, device="cuda", requires_grad=True)
     for waiting in (False, True):  # the first time kernels compile
         if waiting:
@@ -148,6 +148,7 @@ def test_a_captured_training_step_replays(layout, tokens):
         graph.replay()
         step(trains[1])
         assert torch.equal(layers[0].weight, layers[1].weight)
+        assert torch.equal(trains[0](x), trains[1](x))
 
 
 @pytest.mark.parametrize("tokens", [8, 300])
@@ -164,6 +165,23 @@ def test_inference_compiles_and_replays(layout, tokens):
     x.mul_(2)
     graph.replay()
     assert torch.equal(y, layer(x))
+
+
+def test_training_compiles_and_follows_a_fused_optimizer(layout):
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 512, device="cuda")
+    train = Linear24Train.from_linear(layer, layout=layout)
+    compiled = torch.compile(train, fullgraph=True)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, fused=True)
+    for tokens in (16, 200, 333):
+        x = torch.randn(tokens, 256, device="cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            y = compiled(x)
+            want = linear(x, layer.weight.where(train.mask(), 0), layer.bias)
+        torch.testing.assert_close(y, want, rtol=2e-2, atol=2e-2)
+        y.float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_a_library_that_reads_an_unknown_order():
@@ -195,6 +213,10 @@ def test_layers_move_to_the_gpu_and_back(layout):
         torch.testing.assert_close(layer(x.cuda()).cpu(), want, rtol=2e-2, atol=2e-2)
         assert layer.cpu().layout == "bitmask"
         torch.testing.assert_close(layer(x), want)
+    single = Linear24.from_linear(nn.Linear(64, 64), mask)
+    with pytest.raises(TypeError, match="dtype: want torch.float16 or torch.bfloat16 on a GPU, got torch.float32"):
+        single.cuda()
+    assert single.packed.device.type == "cpu"
     with pytest.raises(TypeError, match="dtype: want torch.float16 or torch.bfloat16 on a GPU, got torch.float32"):
         Linear24.from_linear(nn.Linear(64, 64, device="cuda"), mask.cuda())
 

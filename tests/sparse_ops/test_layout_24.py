@@ -56,8 +56,17 @@ def test_one_wrong_nibble_is_another_order():
 
 def test_a_library_that_multiplies_wrongly_is_refused():
     wrong = library("cslt_sm90", multiply=lambda x, packed, bias, rows: torch.zeros(x.shape[0], rows).half())
-    with pytest.raises(RuntimeError, match="a library multiplies a 2:4 matrix wrongly on cpu"):
-        find_layout(wrong, CPU)
+    with pytest.warns(UserWarning, match="a library on cpu: its products are wrong; 2:4 goes without it"):
+        assert find_layout(wrong, CPU) == "bitmask"
+
+
+def test_a_library_that_fails_is_done_without():
+    def fail(dense):
+        raise RuntimeError("no such architecture\nand so on")
+
+    broken = library("cslt_sm90")._replace(compress=fail)
+    with pytest.warns(UserWarning, match="a library on cpu: no such architecture; 2:4 goes without it, slower"):
+        assert find_layout(broken, CPU) == "bitmask"
 
 
 def test_a_machine_without_a_library():

@@ -25,7 +25,7 @@ def x():
 def test_computes_what_the_dense_layer_does_and_back(linear, x):
     packed = Linear24.from_linear(linear)
     assert torch.equal(packed(x), linear(x))
-    assert packed.packed.numel() == 64 * 64 * 9 // 16
+    assert packed.packed.numel() == 64 * 64 * 2 * 9 // 16
     back = packed.to_linear()
     assert torch.equal(back.weight, linear.weight)
     assert torch.equal(back.bias, linear.bias)
@@ -87,10 +87,24 @@ def test_damaged_state_is_refused(linear):
     assert torch.equal(packed.packed, before)
 
 
+def test_made_empty_to_be_loaded(linear, x):
+    empty = Linear24(20, 12, dtype=torch.bfloat16, layout="cslt_sm90")
+    assert not empty(x).any()
+    where = empty.packed.data_ptr()
+    empty.load_state_dict(Linear24.from_linear(linear).state_dict())
+    assert torch.equal(empty(x), linear(x))
+    assert empty.packed.data_ptr() == where
+    meta = Linear24(20, 12, device="meta", dtype=torch.bfloat16)
+    assert meta(x.to("meta")).shape == (3, 5, 12)
+    assert Linear24.from_linear(linear).to("meta").half().dtype == torch.float16
+
+
 def test_a_change_of_dtype_spares_the_metadata(linear, x):
     packed = nn.Sequential(Linear24.from_linear(linear, layout="cslt_sm90"))
     half = copy.deepcopy(packed).half()
     torch.testing.assert_close(half(x.half()), copy.deepcopy(linear).half()(x.half()))
+    half[0].type(torch.bfloat16)
+    torch.testing.assert_close(half(x), copy.deepcopy(linear)(x))
     torch.testing.assert_close(packed.double()(x.double()), linear.double()(x.double()))
 
 

@@ -55,6 +55,20 @@ def test_gradients_have_the_dtype_of_the_master_weight():
     assert weight.grad.dtype == torch.float32
 
 
+def test_a_second_derivative_is_refused(tensors):
+    x, weight, _ = tensors
+    y = mm_24(x, pack_24(weight.detach(), "bitmask"), None, weight)
+    with pytest.raises(RuntimeError, match="mm_24: has no second derivative"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+def test_no_columns_and_one_token():
+    matrix = pack_24(torch.randn(8, 0), "bitmask")
+    assert torch.equal(mm_24(torch.randn(3, 0), matrix, torch.ones(8)), torch.ones(3, 8))
+    matrix = pack_24(torch.randn(8, 12), "bitmask")
+    assert mm_24(torch.randn(12), matrix).shape == (8,)
+
+
 def test_mistakes(tensors):
     x, weight, bias = (tensor.detach() for tensor in tensors)
     matrix = pack_24(weight, "bitmask")

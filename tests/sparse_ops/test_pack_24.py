@@ -142,6 +142,15 @@ def test_what_is_chosen():
     assert torch.equal(values.contiguous().view(torch.int32), want.view(torch.int32))  # signs of zeros and NaN too
 
 
+def test_patterns_choose_and_nothing_has_a_gradient():
+    weight, other = torch.randn(6, 16, requires_grad=True), torch.randn(6, 16)
+    patterns = pack_24(other, "cslt_sm90").patterns
+    matrix = pack_24(weight, "cslt_sm90", patterns=patterns)
+    assert torch.equal(mask_24(matrix), nm_mask(other, 2, 4, magnitude=True))
+    assert not matrix.packed.requires_grad
+    assert not pack_24(other, "cslt_sm90", scores=weight).packed.requires_grad
+
+
 def test_scores_choose():
     weight, scores = torch.randn(8, 16), torch.randn(8, 16)
     assert torch.equal(mask_24(pack_24(weight, "cslt_sm90", scores=scores)), nm_mask(scores, 2, 4))
@@ -188,14 +197,18 @@ def test_mistakes():
         pack_24(weight[:, :15], "bitmask")
     with pytest.raises(ValueError, match=r"weight: want \[rows, cols\], both multiples of 4, got \[6, 16\]"):
         pack_24(weight, "bitmask", transposed=True)
-    with pytest.raises(ValueError, match=r"mask: want \[6, 16\] like weight, got \[6, 12\]"):
+    with pytest.raises(ValueError, match=r"mask: want \[6, 16\], got \[6, 12\]"):
         pack_24(weight, "bitmask", mask=torch.ones(6, 12).bool())
-    with pytest.raises(ValueError, match="scores, mask: want one of them, got both"):
+    with pytest.raises(ValueError, match="scores, mask: want one of them, got 2"):
         pack_24(weight, "bitmask", mask=weight > 0, scores=weight)
     with pytest.raises(TypeError, match="mask: want torch.bool, got torch.float32"):
         pack_24(weight, "bitmask", mask=torch.zeros(6, 16))
     with pytest.raises(TypeError, match="weight: want torch.float32, .*, got torch.int64"):
         pack_24(weight.long(), "bitmask")
+    with pytest.raises(ValueError, match=r"patterns: want \[2, 4\], got \[16, 16\]; take a matrix from pack_24"):
+        mask_24(pack_24(weight, "bitmask")._replace(patterns=torch.zeros(16, 16, dtype=torch.int16)))
+    with pytest.raises(ValueError, match=r"patterns: want \[2, 4\], got \[0\]"):
+        repack_24(pack_24(weight, "bitmask")._replace(patterns=torch.zeros(0, dtype=torch.int16)), weight)
     assert "library" in MULTIPLE  # but only where there is one
     with pytest.raises(ValueError, match="got 'library'"):
         pack_24(weight, "library")
