@@ -80,10 +80,26 @@ def run(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
             lost = accuracy - row["eval"]["accuracy"]
             if lost > most:
                 missed.append(f"{task} {pattern}: loses {lost:.3f}, more than {most}")
+            if pattern == "1xchannel":
+                row["compacted"] = compacted(out / f"{task}-1xchannel")
             if not row["pattern_verified"]:
                 missed.append(f"{task} {pattern}: the weights do not have the pattern")
     atomic_write(out / "demo_results.json", json.dumps(rows, indent=2) + "\n")
     return rows, missed
+
+
+def compacted(folder: Path) -> dict[str, float]:
+    """Share of parameters left without zero channels, and how much faster 32 texts of 32 tokens are here."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from trisparse.prune.compact import compact
+    from trisparse.prune.speed import times_faster
+
+    dense, small = (AutoModelForSequenceClassification.from_pretrained(folder).eval() for _ in range(2))
+    before, after = compact(small).parameters
+    ids = torch.randint(dense.config.vocab_size, (32, 32), generator=torch.Generator().manual_seed(0))
+    return {"parameters": after / before, "times_faster": times_faster(dense, small, {"input_ids": ids})}
 
 
 def make_model(folder: Path) -> None:
@@ -132,21 +148,35 @@ def _glue(task: str, data: Path, model: Path, out: Path, flags: list[str]) -> di
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text: metric dense and sparse, relative drop, ratios, pattern verified, seconds."""
-    head = ("task", "pattern", "target", "dense", "sparse", "drop", "pruned", "matmul", "all", "verified", "seconds")
+    """The rows as text: metric dense and sparse, relative drop, ratios, pattern verified, speed compacted, seconds."""
+    head = (
+        "task",
+        "pattern",
+        "target",
+        "dense",
+        "sparse",
+        "drop",
+        "pruned",
+        "matmul",
+        "all",
+        "verified",
+        "compacted",
+        "seconds",
+    )
     cells = [head]
     dense = 0.0
     for row in rows:
         accuracy, ratio, seconds = row["eval"]["accuracy"], row["sparsity"], f"{row['seconds']:.1f}"
         if row["pattern"] == "dense":
             dense = accuracy
-            cells.append((row["task"], "dense", "-", f"{dense:.4f}", *["-"] * 6, seconds))
+            cells.append((row["task"], "dense", "-", f"{dense:.4f}", *["-"] * 7, seconds))
             continue
         ratios = [f"{ratio[key]:.4f}" for key in ("pruned_layers", "matmul_gemm_conv", "all_parameters")]
         drop = f"{(accuracy - dense) / dense:+.2%}"
         verified = "yes" if row["pattern_verified"] else "no"
         start = (row["task"], row["pattern"], str(row["target_sparsity"]), f"{dense:.4f}", f"{accuracy:.4f}", drop)
-        cells.append((*start, *ratios, verified, seconds))
+        small = f"{row['compacted']['times_faster']:.2f}x" if "compacted" in row else "-"
+        cells.append((*start, *ratios, verified, small, seconds))
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells)
 

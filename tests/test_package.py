@@ -77,6 +77,7 @@ def test_public_names():
         "PruningConfig",
         "PruningError",
         "SparsityReport",
+        "compact",
         "prune_once",
     ]
     assert all(getattr(trisparse, name).__doc__ for name in trisparse.__all__)

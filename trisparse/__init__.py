@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trisparse.prune.compact import compact
     from trisparse.prune.config import PruningConfig
     from trisparse.prune.errors import PruningError
     from trisparse.prune.masked_adamw import MaskedAdamW
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from trisparse.prune.report import SparsityReport
 
 __version__ = "0.1.0"
-__all__ = ["MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "prune_once"]
+__all__ = ["MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "prune_once"]
 
 _HOME = {
     "MaskedAdamW": "trisparse.prune.masked_adamw",
@@ -23,6 +24,7 @@ _HOME = {
     "PruningConfig": "trisparse.prune.config",
     "PruningError": "trisparse.prune.errors",
     "SparsityReport": "trisparse.prune.report",
+    "compact": "trisparse.prune.compact",
     "prune_once": "trisparse.prune.once",
 }
 

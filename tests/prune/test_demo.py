@@ -30,7 +30,7 @@ def test_the_table():
     rows = [
         {"task": "mrpc", "pattern": "dense", "eval": {"accuracy": 0.96}, "sparsity": sparsity, "seconds": 1.0},
         {"task": "mrpc", "pattern": "2:4", "target_sparsity": 0.5, "eval": {"accuracy": 0.948}, "sparsity": sparsity,
-         "pattern_verified": True, "seconds": 2.0},
+         "pattern_verified": True, "seconds": 2.0, "compacted": {"times_faster": 1.234}},
     ]  # fmt: skip
     head, dense, sparse = table(rows).splitlines()
     assert len(head) == len(dense) == len(sparse)
@@ -45,6 +45,7 @@ def test_the_table():
         "0.4700",
         "0.4000",
         "yes",
+        "1.23x",
         "2.0",
     ]
 
@@ -61,6 +62,7 @@ def test_a_missed_promise_fails_the_demo(tmp_path, monkeypatch, capsys):
     assert "missed: mrpc: the dense model gets" in captured.err
     rows = json.loads((tmp_path / "demo_results.json").read_text())
     assert [row["pattern"] for row in rows] == ["dense", "2:4", "4x1", "1xchannel"] * 2
+    assert all(0 < row["compacted"]["parameters"] < 1 for row in rows if row["pattern"] == "1xchannel")
     assert keep.read_text() == "mine", "nothing but the demo's own files is touched"
 
 

@@ -1,0 +1,58 @@
+"""What compaction did, as a table and as a dict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class CompactedChain:
+    """What became of one chain: units (channels, or heads) before, removable, and kept; why, if none went."""
+
+    producers: list[str]
+    consumer: str
+    units: int
+    removable: int
+    kept: int
+    reason: str = ""
+
+
+@dataclass
+class CompactionReport:
+    """What `compact` did.
+
+    Attributes:
+        chains: one entry for each chain of the model.
+        masked: layers with rows that stay, as zeros, since what reads them cannot shrink: name -> how many.
+        parameters: before and after.
+        verified: whether the outputs were compared; False without an example.
+    """
+
+    chains: list[CompactedChain] = field(default_factory=list)
+    masked: dict[str, int] = field(default_factory=dict)
+    parameters: tuple[int, int] = (0, 0)
+    verified: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = ("made by", "read by", "units", "removable", "kept", "")
+        rows = [head]
+        for c in self.chains:
+            rows.append((_joined(c.producers), c.consumer, str(c.units), str(c.removable), str(c.kept), c.reason))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [
+            f"{name}: {count} rows stay, as zeros; what reads them cannot shrink" for name, count in self.masked.items()
+        ]
+        before, after = self.parameters
+        lines.append(f"{after} of {before} parameters are left; outputs {'equal' if self.verified else 'not compared'}")
+        return "\n".join(lines)
+
+
+def _joined(names: list[str]) -> str:
+    """`a.b.x` and `a.b.y` as `a.b.{x,y}`."""
+    prefix, _, _ = names[0].rpartition(".")
+    return names[0] if len(names) == 1 else f"{prefix}.{{{','.join(name.rpartition('.')[2] for name in names)}}}"
