@@ -50,9 +50,10 @@ def test_the_readme_numbers_are_those_of_its_files():
         ("write_mask", ""), ("multiply_few 16 cslt_sm90", ""),
     ]:  # fmt: skip
         assert f"| {ahead}{recorded[names]} " in README
-    for row in json.loads((results / "compact_cpu.json").read_text())["rows"]:
-        assert f"{row['times_faster']:.2f}x" in README
-        assert 0.97 <= round(row["dense_again"], 2) <= 1.03
+    compacted = json.loads((results / "compact_cpu.json").read_text())["rows"]
+    assert all(f"{row['times_faster']:.2f}x" in README for row in compacted)
+    again = [row["dense_again"] for row in compacted]
+    assert f"{min(again):.2f} to {max(again):.2f}" in README
     for run in json.loads((results / "glue_mrpc_minilm_cpu.json").read_text())["runs"]:
         assert f"{run['eval']['accuracy']:.4f} / {run['eval']['f1']:.4f}" in README
         assert run["pattern"] == "dense" or f"{run['sparsity']['matmul_gemm_conv']:.4f}" in README
