@@ -31,7 +31,7 @@ def mask_24(patterns: Tensor, rows: int, cols: int) -> Tensor:
     if mask.numel():
         grid = triton.cdiv(triton.cdiv(rows, 4), DOWN), triton.cdiv(cols // 4, ACROSS)
         write_mask[grid](
-            patterns, mask.view(torch.int32), rows, cols,
+            patterns.contiguous(), mask.view(torch.int32), rows, cols,
             DOWN=DOWN, ACROSS=ACROSS, num_warps=warps(THREADS),
         )  # fmt: skip
     return mask

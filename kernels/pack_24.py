@@ -161,7 +161,7 @@ def pack_24(
     packed_t = torch.empty(size if transposed else 0, dtype=dtype, device=weight.device)
     if select == "patterns":
         assert chooser is not None
-        patterns = chooser.clone()  # an output must not be an input
+        patterns = chooser.clone(memory_format=torch.contiguous_format)  # an output must not be an input
     else:
         patterns = torch.empty(triton.cdiv(rows, 4), cols // 4, dtype=torch.int16, device=weight.device)
     chooser = weight if chooser is None else chooser.contiguous()
@@ -174,4 +174,4 @@ def pack_24(
 def repack_24(packed: Tensor, packed_t: Tensor, weight: Tensor, patterns: Tensor, layout: str) -> None:
     """Write the values of `weight` anew, in place; arguments as in `trisparse.sparse_ops.repack_24`."""
     weight = _loadable(weight)
-    _launch(weight, weight, patterns, packed, packed_t, "patterns", layout, True)
+    _launch(weight, weight, patterns.contiguous(), packed, packed_t, "patterns", layout, True)

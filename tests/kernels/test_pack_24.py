@@ -80,6 +80,12 @@ def test_a_strided_weight_and_none(device):
     weight = torch.randn(64, 72, device=device).half()
     got = pack_24(weight.t(), None, "magnitude", True, "cslt_sm90", torch.float16)
     assert same(got, pack_24_reference(weight.t(), None, "magnitude", True, "cslt_sm90", torch.float16))
+    packed, packed_t, patterns = pack_24(weight, None, "magnitude", True, "cslt_sm90", torch.float16)
+    turned = patterns.t().contiguous().t()  # the same numbers, otherwise in memory
+    assert same(pack_24(weight, turned, "patterns", True, "cslt_sm90", torch.float16), (packed, packed_t, patterns))
+    assert torch.equal(mask_24(turned, 64, 72), mask_of(patterns, 64, 72))
+    repack_24(packed, packed_t, weight * 2, turned, "cslt_sm90")
+    assert torch.equal(unpack_24(packed, 64, 72, "cslt_sm90"), (weight * 2).where(mask_of(patterns, 64, 72), 0))
     for shape in ((0, 8), (4, 0)):
         nothing = torch.empty(shape, device=device).half()
         packed, _, patterns = pack_24(nothing, None, "magnitude", True, "cslt_sm90", torch.float16)
