@@ -99,7 +99,7 @@ def _shrink(model: nn.Module, chain: Chain, multiple: int) -> CompactedChain:
         return result
     gone = torch.ones(units, dtype=torch.bool, device=kept.device).index_fill_(0, kept, False)
     gone = gone.repeat_interleave(chain.width)
-    folded = columns[:, gone] @ torch.where(constant, values, 0)[gone]
+    folded = columns[:, gone] @ values[gone]  # where values vary, nothing reads them
     if folded.any():
         reads.bias = nn.Parameter(folded if reads.bias is None else reads.bias + folded, reads.weight.requires_grad)
     for layer, count in zip(makes, chain.sizes, strict=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse.sparse_ops import Linear24, Linear24Train, nm_mask_2d
+from trisparse.sparse_ops import Linear24, Linear24Train, mm_24, nm_mask_2d, pack_24
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["both ways", "one way"])
@@ -31,6 +31,9 @@ def test_a_training_step_on_kernels(kernels_on_cpu, count_launches, layout, tran
             torch.testing.assert_close(a.double(), b * kept, rtol=2e-3, atol=5e-3 * scale)
     assert count_launches.count("pack_tiles") == 3  # for the patterns, and once a forward
     assert count_launches.count("multiply_few") == (4 if transposed else 2)
+    matrix = pack_24(layer.weight, layout)
+    steps = torch.randn(264, dtype=torch.float16)[::2]
+    assert torch.equal(mm_24(x, matrix, steps), mm_24(x, matrix, steps.clone()))
     infer = Linear24.from_linear(train.to_linear(), mask, layout)
     torch.testing.assert_close(infer(x), train(x))
     other = Linear24.from_linear(train.to_linear(), mask, "bitmask")

@@ -138,6 +138,14 @@ def test_heads(name, which):
     assert pick[1].weight.shape[0] == (64 - 16 * shared) // shared
 
 
+def test_a_head_that_averages_its_values_stays():
+    pytest.importorskip("transformers")
+    model = models()["bert"]().eval()
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.query.weight.data[:16], attention.key.weight.data[:16] = 0, 0
+    assert all(c.removable == 0 for c in compact(model).chains)
+
+
 def test_half_a_head_stays_and_is_named():
     pytest.importorskip("transformers")
     model = models()["bert"]().eval()
