@@ -54,6 +54,11 @@ def test_the_readme_numbers_are_those_of_its_files():
     assert all(f"{row['times_faster']:.2f}x" in README for row in compacted)
     again = [row["dense_again"] for row in compacted]
     assert f"{min(again):.2f} to {max(again):.2f}" in README
+    (real,) = json.loads((results / "compact_mrpc_cpu.json").read_text())["rows"]
+    assert real["predictions_changed"] == 0
+    assert f"All {real['texts']} validation predictions stay" in README
+    ones, many = real["times_faster_1"], real["times_faster_32"]
+    assert f"{ones:.2f}x as fast with 1 text and {many:.2f}x with 32, with {real['parameters_left']:.0%}" in README
     for run in json.loads((results / "glue_mrpc_minilm_cpu.json").read_text())["runs"]:
         assert f"{run['eval']['accuracy']:.4f} / {run['eval']['f1']:.4f}" in README
         assert run["pattern"] == "dense" or f"{run['sparsity']['matmul_gemm_conv']:.4f}" in README
