@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trisparse.kernels.layouts_24 import packed_size
-from trisparse.sparse_ops import layout_24, mask_24, nm_mask, pack_24, repack_24, unpack_24
+from trisparse.sparse_ops import layout_24, mask_24, nm_mask, nm_mask_2d, pack_24, repack_24, unpack_24
 from trisparse.sparse_ops.libraries_24 import library_for
 from trisparse.sparse_ops.pack_24 import pack_24_reference
 
@@ -88,8 +88,9 @@ def test_layouts_here(rows, device):
     if device.type != "cuda":
         return
     weight = torch.randn(256, 256, device=device).half()
-    packed, *_, masks = torch._sparse_semi_structured_tile(weight, "largest_abs_values_greedy", False)
-    kept = torch._sparse_semi_structured_apply_dense(torch.ones_like(weight), masks) != 0
+    kept = nm_mask_2d(weight)
+    weight = weight.where(kept, 0)  # so that the greedy choice is the best one
+    packed, *_ = torch._sparse_semi_structured_tile(weight, "largest_abs_values_greedy", False)
     blob = torch.empty(0, dtype=torch.int16, device=device).set_(packed.untyped_storage())  # values, then metadata
     values, size = packed_size(256, 256, "cslt_sm90", 2)
     found = [
