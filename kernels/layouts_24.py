@@ -21,7 +21,6 @@ quad's nibble is, `shift_of` how far up.
     cutlass_sm80   CUTLASS's column-major interleaved order, torch's `_to_sparse_semi_structured`
     cslt_sm80      cuSPARSELt on Ampere: the same order within 32 x 32, those tiles in 128 x 64
     cslt_sm90      cuSPARSELt on Hopper: rows r and r + 8 share bytes; eight bytes hold 32 columns of both
-
     library        whatever cuSPARSELt writes where that is neither of these: its own functions read and write it
 
 cuSPARSELt does not document its layouts; `trisparse.sparse_ops.layout_24` compares them with what it writes on this

@@ -153,20 +153,22 @@ def _loadable(weight: Tensor) -> Tensor:
 def pack_24(
     weight: Tensor, chooser: Tensor | None, select: str, transposed: bool, layout: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed W, packed transpose (empty unless wanted) and patterns; arguments as in `trisparse.sparse_ops.pack_24`."""
+    """Packed W, packed transpose and patterns; the last two are empty unless wanted, and unless chosen here.
+
+    Arguments as in `trisparse.sparse_ops.pack_24`.
+    """
     weight = _loadable(weight)
     rows, cols = weight.shape
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
     packed = torch.empty(size, dtype=dtype, device=weight.device)
     packed_t = torch.empty(size if transposed else 0, dtype=dtype, device=weight.device)
-    if select == "patterns":
-        assert chooser is not None
-        patterns = chooser.clone(memory_format=torch.contiguous_format)  # an output must not be an input
-    else:
-        patterns = torch.empty(triton.cdiv(rows, 4), cols // 4, dtype=torch.int16, device=weight.device)
     chooser = weight if chooser is None else chooser.contiguous()
+    if select == "patterns":
+        _launch(weight, weight, chooser, packed, packed_t, select, layout, False)
+        return packed, packed_t, chooser.new_empty(0, 0)
     if chooser.dtype == torch.bool:
         chooser = chooser.view(torch.int8)
+    patterns = torch.empty(triton.cdiv(rows, 4), cols // 4, dtype=torch.int16, device=weight.device)
     _launch(weight, chooser, patterns, packed, packed_t, select, layout, False)
     return packed, packed_t, patterns
 

@@ -42,20 +42,21 @@ def _fake(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, maske
 def _save(ctx, inputs, output) -> None:
     x, packed, packed_t, patterns, _weight, _bias, *settings = inputs
     ctx.settings = settings
-    ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, packed, packed_t, patterns)
+    ctx.both = packed_t.numel() > 0
+    ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, packed_t if ctx.both else packed, patterns)
 
 
 def _backward(ctx, grad):
     if torch.is_grad_enabled() and grad.requires_grad:
         raise RuntimeError("mm_24: has no second derivative; call backward without create_graph")
-    x, packed, packed_t, patterns = ctx.saved_tensors
+    x, packed, patterns = ctx.saved_tensors  # packed is the transpose, if there is one
     rows, cols, layout, masked = ctx.settings
     grad = grad.contiguous()
     ops = torch.ops.trisparse
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        if packed_t.numel():
-            grad_x = ops.mm_24(grad, packed_t, packed, patterns, None, None, cols, rows, layout, masked)
+        if ctx.both:
+            grad_x = ops.mm_24(grad, packed, packed[:0], patterns, None, None, cols, rows, layout, masked)
         else:
             grad_x = grad @ ops.unpack_24(packed, rows, cols, layout)
     if ctx.needs_input_grad[4]:

@@ -29,14 +29,19 @@ def pack_24_reference(weight, chooser, select, transposed, layout, dtype) -> tup
     mask, weight = _chosen(weight, chooser, select, transposed), weight.to(dtype)
     packed = pack_reference(weight, mask, layout)
     packed_t = pack_reference(weight.t(), mask.t(), layout) if transposed else packed.new_empty(0)
-    return packed, packed_t, patterns_of(mask)
+    return packed, packed_t, _patterns(mask, chooser, select)
+
+
+def _patterns(mask, chooser, select) -> Tensor:
+    """The patterns chosen; none when they were given, since an output must not be an input."""
+    return chooser.new_empty(0, 0) if select == "patterns" else patterns_of(mask)
 
 
 def _kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, Tensor, Tensor]:
     if layout == "library":
         mask = _chosen(weight, chooser, select, transposed)
         packed, packed_t = compress(weight.to(dtype).where(mask, 0), layout, transposed)
-        return packed, packed_t, patterns_of(mask)
+        return packed, packed_t, _patterns(mask, chooser, select)
     from trisparse.kernels.pack_24 import pack_24
 
     return pack_24(weight, chooser, select, transposed, layout, dtype)
@@ -47,7 +52,8 @@ def _fake(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor, T
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
     packed = weight.new_empty(size, dtype=dtype)
     packed_t = weight.new_empty(size if transposed else 0, dtype=dtype)
-    return packed, packed_t, weight.new_empty(((rows + 3) // 4, cols // 4), dtype=torch.int16)
+    shape = (0, 0) if select == "patterns" else ((rows + 3) // 4, cols // 4)
+    return packed, packed_t, weight.new_empty(shape, dtype=torch.int16)
 
 
 define(
@@ -103,7 +109,9 @@ def pack_24(
         check_mask(mask, transposed)
     select = given[0] if given else "magnitude"
     parts = torch.ops.trisparse.pack_24(weight.detach(), choosers.get(select), select, transposed, layout, dtype)
-    return Packed24(parts[0], parts[1], parts[2], weight.shape[0], weight.shape[1], layout)
+    return Packed24(
+        parts[0], parts[1], parts[2] if patterns is None else patterns, weight.shape[0], weight.shape[1], layout
+    )
 
 
 def check_mask(mask: Tensor, transposed: bool, name: str = "mask") -> None:

@@ -147,6 +147,7 @@ def test_patterns_choose_and_nothing_has_a_gradient():
     patterns = pack_24(other, "cslt_sm90").patterns
     matrix = pack_24(weight, "cslt_sm90", patterns=patterns)
     assert torch.equal(mask_24(matrix), nm_mask(other, 2, 4, magnitude=True))
+    assert matrix.patterns is patterns
     assert not matrix.packed.requires_grad
     assert not pack_24(other, "cslt_sm90", scores=weight).packed.requires_grad
 
