@@ -3,10 +3,12 @@
 The operators that prune take lists with one entry a layer. A layer's weight comes as its *unit view*: a
 strided view `[rows, taps, cols]` or `[rows, cols]` of the parameter's own storage, read as the matrix
 `[rows, taps * cols]`. A unit is an `n x m` block of that matrix, and what belongs to units has the
-shape `[rows / n, taps * cols / m]`. Those of 2:4 take one matrix `[rows, cols]`, dense or as a `Packed24`.
+shape `[rows / n, taps * cols / m]`. Those that pack and multiply take one matrix `[rows, cols]`, dense, as a
+`Packed24`, or as `PackedBlocks`.
 """
 
 from trisparse.sparse_ops.apply_masks import apply_masks
+from trisparse.sparse_ops.block_spmm import block_spmm
 from trisparse.sparse_ops.layout_24 import layout_24
 from trisparse.sparse_ops.linear_24 import Linear24
 from trisparse.sparse_ops.linear_24_train import Linear24Train, refresh_every
@@ -17,14 +19,16 @@ from trisparse.sparse_ops.nm_mask import nm_mask
 from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
 from trisparse.sparse_ops.pack_24 import pack_24
 from trisparse.sparse_ops.packed_24 import Packed24
+from trisparse.sparse_ops.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks
 from trisparse.sparse_ops.plan import Plan
 from trisparse.sparse_ops.repack_24 import repack_24
 from trisparse.sparse_ops.score_units import score_units
 from trisparse.sparse_ops.select_units import select_units
 from trisparse.sparse_ops.unpack_24 import unpack_24
+from trisparse.sparse_ops.vector_spmm import vector_spmm
 
 __all__ = [
-    "Linear24", "Linear24Train", "Packed24", "Plan", "adamw_rates", "apply_masks", "layout_24", "mask_24",
-    "masked_adamw", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "refresh_every", "repack_24", "score_units",
-    "select_units", "unpack_24",
+    "Linear24", "Linear24Train", "Packed24", "PackedBlocks", "Plan", "adamw_rates", "apply_masks", "block_spmm",
+    "check_blocks", "layout_24", "mask_24", "masked_adamw", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "pack_blocks",
+    "refresh_every", "repack_24", "score_units", "select_units", "unpack_24", "unpack_blocks", "vector_spmm",
 ]  # fmt: skip
