@@ -122,6 +122,8 @@ def _keep(layer: Any, index: Tensor, dim: int) -> None:
     """Keep these rows (dim 0) or columns (dim 1) of a layer."""
     weight = layer.weight
     swapped = is_hf_conv1d(layer)
+    if not hasattr(layer, "full_shape"):  # for `decompress`
+        layer.full_shape = tuple(_matrix(layer).shape)
     kept = weight.index_select(1 - dim if swapped else dim, index)
     layer.weight = nn.Parameter(kept, weight.requires_grad)
     if dim == 0 and layer.bias is not None:

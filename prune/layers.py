@@ -67,6 +67,12 @@ class Layer:
         return self.pattern.unit_size(self.view)
 
 
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The bare model inside `torch.compile` and data-parallel wrappers."""
     while True:

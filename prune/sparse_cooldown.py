@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.layers import replace_module
 from trisparse.prune.pruner import Pruner
 from trisparse.sparse_ops import Linear24Train
 
@@ -49,11 +50,11 @@ class SparseCooldown:
         dense = {name: self.model.get_submodule(name) for name in packed}
         try:
             for name, layer in packed.items():
-                _put(self.model, name, layer.train(self.model.training))
+                replace_module(self.model, name, layer.train(self.model.training))
             yield
         finally:
             for name, linear in dense.items():
-                _put(self.model, name, linear)
+                replace_module(self.model, name, linear)
 
     def note(self) -> str:
         """What was decided, for the report."""
@@ -129,8 +130,3 @@ def _milliseconds(call: Callable[[], object]) -> float:
 def _is_24(mask: Tensor) -> bool:
     rows, cols = mask.shape
     return cols % 4 == 0 and bool((mask.reshape(rows, cols // 4, 4).sum(-1) <= 2).all())
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

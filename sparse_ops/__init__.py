@@ -12,6 +12,7 @@ from trisparse.sparse_ops.block_spmm import block_spmm
 from trisparse.sparse_ops.layout_24 import layout_24
 from trisparse.sparse_ops.linear_24 import Linear24
 from trisparse.sparse_ops.linear_24_train import Linear24Train, refresh_every
+from trisparse.sparse_ops.linear_blocks import LinearBlocks
 from trisparse.sparse_ops.mask_24 import mask_24
 from trisparse.sparse_ops.masked_adamw import adamw_rates, masked_adamw
 from trisparse.sparse_ops.mm_24 import mm_24
@@ -28,7 +29,8 @@ from trisparse.sparse_ops.unpack_24 import unpack_24
 from trisparse.sparse_ops.vector_spmm import vector_spmm
 
 __all__ = [
-    "Linear24", "Linear24Train", "Packed24", "PackedBlocks", "Plan", "adamw_rates", "apply_masks", "block_spmm",
-    "check_blocks", "layout_24", "mask_24", "masked_adamw", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "pack_blocks",
-    "refresh_every", "repack_24", "score_units", "select_units", "unpack_24", "unpack_blocks", "vector_spmm",
+    "Linear24", "Linear24Train", "LinearBlocks", "Packed24", "PackedBlocks", "Plan", "adamw_rates", "apply_masks",
+    "block_spmm", "check_blocks", "layout_24", "mask_24", "masked_adamw", "mm_24", "nm_mask", "nm_mask_2d", "pack_24",
+    "pack_blocks", "refresh_every", "repack_24", "score_units", "select_units", "unpack_24", "unpack_blocks",
+    "vector_spmm",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ With the order left alone both groups would need columns 0, 2 and 3: six slots i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class PackedBlocks(NamedTuple):
 
     def to(self, convert: Callable[[Tensor], Tensor]) -> PackedBlocks:
         """The same with every tensor converted."""
-        return PackedBlocks(*(convert(part) if isinstance(part, Tensor) else part for part in self))
+        parts: list[Any] = [convert(part) if isinstance(part, Tensor) else part for part in self]
+        return PackedBlocks(*parts)
 
 
 def step_of(block: tuple[int, int]) -> int:
@@ -128,11 +129,26 @@ def pack_blocks(
     narrow = torch.int16 if kept.shape[1] < 1 << 15 else torch.int32
     columns = torch.full((slots,), -1, dtype=narrow, device=device)
     columns[slot] = column.to(narrow)
-    by_column = column.argsort(stable=True) if transposed else column[:0]
-    ends = column.bincount(minlength=kept.shape[1]).cumsum(0) if transposed else column[:0]
-    index = [pointers, order, slot[by_column], group[by_column], pad(ends, (1, 0)) if transposed else ends]
+    none = order.new_empty(0, dtype=torch.int32)
     longest = int(pointers.diff().max()) if len(lengths) else 0
-    return PackedBlocks(values, columns, *(part.to(torch.int32) for part in index), rows, cols, run, longest)
+    starts, order = pointers.to(torch.int32), order.to(torch.int32)
+    matrix = PackedBlocks(values, columns, starts, order, none, none, none, rows, cols, run, longest)
+    return with_transpose(matrix) if transposed else matrix
+
+
+def with_transpose(matrix: PackedBlocks) -> PackedBlocks:
+    """The same matrix with its slots indexed by column too."""
+    column = matrix.columns.long()
+    slot = (column >= 0).nonzero().flatten()
+    slot = slot[column[slot].argsort(stable=True)]
+    count = column[slot].bincount(minlength=-(-matrix.cols // matrix.block[1]))
+    index = slot, _groups_of(matrix, slot), pad(count.cumsum(0), (1, 0))
+    slots_t, groups_t, pointers_t = (part.to(torch.int32) for part in index)
+    return matrix._replace(slots_t=slots_t, groups_t=groups_t, pointers_t=pointers_t)
+
+
+def _groups_of(matrix: PackedBlocks, slots: Tensor) -> Tensor:
+    return torch.searchsorted(matrix.pointers.long(), slots, right=True) - 1
 
 
 def _grouped(runs: Tensor, order: Tensor, n: int, m: int) -> Tensor:
@@ -145,8 +161,7 @@ def places(matrix: PackedBlocks) -> tuple[Tensor, Tensor]:
     """Rows `[slots, n, 1]` and columns `[slots, 1, m]` of what is stored; what fills up has rows or columns outside."""
     n, m = matrix.block
     device = matrix.values.device
-    slot = torch.arange(len(matrix.columns), device=device)
-    group = torch.searchsorted(matrix.pointers.long(), slot, right=True) - 1
+    group = _groups_of(matrix, torch.arange(len(matrix.columns), device=device))
     i = torch.arange(n, device=device)
     row = matrix.order.long()[group[:, None] * (n // matrix.run) + i // matrix.run] * matrix.run + i % matrix.run
     column = matrix.columns.long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def multiply(
     _check(x, matrix, bias, activation)
     leaves: Sequence[Any] = (x, matrix.values, bias)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
-    flat = x.reshape(-1, matrix.cols) if matrix.cols else x.new_empty(x[..., :0].shape[:-1].numel(), 0)
+    flat = x.reshape(math.prod(x.shape[:-1]), matrix.cols)
     y = op(flat, *matrix, bias, "none" if trains else activation).view(*x.shape[:-1], matrix.rows)
     return ACTIVATIONS[activation](y) if trains else y
 

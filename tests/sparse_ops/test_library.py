@@ -10,6 +10,7 @@ from trisparse.sparse_ops import (
     nm_mask,
     nm_mask_2d,
     pack_24,
+    pack_blocks,
     repack_24,
     score_units,
     select_units,
@@ -36,6 +37,23 @@ def samples():
         "nm_mask": (weights[0], 2, 4, 1, True),
         "nm_mask_2d": (weights[0],),
         **samples_24(),
+        **samples_blocks(),
+    }
+
+
+def samples_blocks():
+    x, bias = torch.randn(5, 40, requires_grad=True), torch.randn(36, requires_grad=True)
+    vectors, blocks = (
+        pack_blocks(torch.randn(36, 40), (8, 1), transposed=True),
+        pack_blocks(torch.randn(36, 40), (16, 16)),
+    )
+    trained = vectors._replace(values=vectors.values.clone().requires_grad_())
+    return {
+        "vector_spmm": (x, *trained, bias, "none"),
+        "vector_spmm, gelu": (x.detach(), *vectors, bias.detach(), "gelu"),
+        "block_spmm": (x, *blocks, None, "none"),
+        "spmm_t": (torch.randn(5, 36), *vectors),
+        "sddmm": (torch.randn(5, 36), x.detach(), *blocks),
     }
 
 

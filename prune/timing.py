@@ -1,0 +1,130 @@
+"""How long a layer takes dense and packed, in turns, and where these times are remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.prune.files import atomic_write
+
+_ROUNDS, _SECONDS = 25, 0.5  # at most, for a pair of layers
+_FLUSH_BYTES = 1 << 28  # more than any L2 cache
+_ERROR = 0.02  # of the largest output; more is a wrong product, not rounding
+Times = dict[str, Any]  # `dense_ms`, `packed_ms`, and `equal`: whether the outputs were
+
+
+@torch.no_grad()
+def time_pair(dense: nn.Module, packed: nn.Module, x: Tensor) -> Times:
+    """Median milliseconds of both layers, run in turns; on a GPU replayed from CUDA graphs with a cold L2 cache."""
+    want, got = dense(x), packed(x)
+    equal = bool((got - want).abs().max() <= _ERROR * want.abs().max()) if want.numel() else True
+    clock = _gpu_clock(x.device) if x.is_cuda else _cpu_clock
+    calls = [_call(layer, x) for layer in (dense, packed)]
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    for index in range(_ROUNDS):
+        for which in (0, 1) if index % 2 else (1, 0):  # neither always comes second
+            times[which].append(clock(calls[which]))
+        if index >= 2 and time.perf_counter() - begin > _SECONDS:
+            break
+    dense_ms, packed_ms = (statistics.median(found[1:]) for found in times)
+    return {"dense_ms": dense_ms, "packed_ms": packed_ms, "equal": equal}
+
+
+def _cpu_clock(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
+
+    def clock(call: Callable[[], object]) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    return clock
+
+
+def _call(layer: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Runs the layer, which was run before; on a GPU from a graph, if it can be captured."""
+    if x.is_cuda:
+        graph = torch.cuda.CUDAGraph()
+        with contextlib.suppress(RuntimeError):
+            with torch.cuda.graph(graph):
+                layer(x)
+            return graph.replay
+        torch.cuda.synchronize(x.device)
+    return lambda: layer(x)
+
+
+class TimingCache:
+    """Times in a JSON file, one for each device and set of versions; several processes may write it at once.
+
+    Args:
+        folder: where; None for `$TRISPARSE_CACHE`, else `trisparse` in `$XDG_CACHE_HOME` or `~/.cache`.
+        device: whose times these are.
+
+    A file that cannot be read, or holds something else, counts as empty and is written anew.
+    """
+
+    def __init__(self, folder: Path | None, device: torch.device) -> None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = folder or Path(os.environ.get("TRISPARSE_CACHE") or Path(home) / "trisparse")
+        self.path = folder / f"{_machine(device)}.json"
+
+    def get(self, key: str) -> Times | None:
+        """What was measured, if it was."""
+        found = self._read().get(key)
+        good = isinstance(found, dict) and found.keys() == {"dense_ms", "packed_ms", "equal"}
+        return found if good and all(isinstance(v, (int, float)) for v in found.values()) else None
+
+    def put(self, key: str, times: Times) -> None:
+        """Add a measurement to whatever the file holds by now; a folder that cannot be written to is no error."""
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                atomic_write(self.path, json.dumps(self._read() | {key: times}, indent=1, sort_keys=True) + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file lets go of it
+            yield
+
+
+def _machine(device: torch.device) -> str:
+    """Name of a device with all that its times depend on."""
+    if device.type == "cuda":
+        import triton
+
+        name = torch.cuda.get_device_name(device)
+        versions = f"cuda-{torch.version.cuda or torch.version.hip}_triton-{triton.__version__}"
+    else:
+        name, versions = platform.processor() or platform.machine(), f"threads-{torch.get_num_threads()}"
+    text = f"{name}_torch-{torch.__version__}_{versions}"
+    return "".join(c if c.isalnum() or c in "._-+" else "-" for c in text)

@@ -1,0 +1,145 @@
+"""A linear layer whose weight is packed in column vectors or blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.sparse_ops.block_spmm import block_spmm
+from trisparse.sparse_ops.linear_24 import autocast_dtype, sparing_integers
+from trisparse.sparse_ops.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks, with_transpose
+from trisparse.sparse_ops.vector_spmm import vector_spmm
+
+_STORED = ("columns", "pointers", "order")
+
+
+class LinearBlocks(nn.Module):
+    """`nn.Linear` that keeps only the blocks of its weight that are not all zero; made by `from_linear`.
+
+    Made like an `nn.Linear` its weight is zero, for a state_dict to be loaded. `state_dict` has `values`
+    `[slots, n, m]`, `columns` int16 or int32, `pointers` and `order` int32, as `PackedBlocks` documents them, and
+    `bias`. Values and bias take part in training once `requires_grad_()` is called on them; what was zero stays so.
+    """
+
+    values: nn.Parameter
+    columns: Tensor
+    pointers: Tensor
+    order: Tensor
+    slots_t: Tensor
+    groups_t: Tensor
+    pointers_t: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        block: tuple[int, int] = (4, 1), run: int | None = None, transposed: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
+        zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
+        self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
+        weight = torch.zeros(out_features, in_features, device="cpu", dtype=dtype)
+        matrix = pack_blocks(weight, block, run=run)
+        self._keep(matrix.to(lambda part: part.to(device)) if device else matrix)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, block: tuple[int, int], *, run: int | None = None, transposed: bool = False
+    ) -> LinearBlocks:
+        """Pack a layer's weight.
+
+        Args:
+            linear: of any size.
+            block: `(n, 1)` with n = 4, 8, 16, 32, or n and m from 16, 32, 64, 128.
+            run: rows that stay together, as `pack_blocks` takes it.
+            transposed: index W by column too, so that the gradient of the input need not unpack it.
+
+        Raises:
+            ValueError: a block or run that does not fit.
+            TypeError: a dtype that does not.
+        """
+        matrix = pack_blocks(linear.weight, block, run=run)
+        has_bias, dtype = linear.bias is not None, linear.weight.dtype
+        layer = cls(0, 0, has_bias, dtype=dtype, block=block, run=matrix.run, transposed=transposed)
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer._keep(matrix)
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return layer.train(linear.training)
+
+    def to_linear(self) -> nn.Linear:
+        """The same layer, dense."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.values.dtype)
+        linear.weight = nn.Parameter(unpack_blocks(self.matrix).detach())
+        linear.register_parameter("bias", None if self.bias is None else nn.Parameter(self.bias.detach().clone()))
+        return linear.train(self.training)
+
+    @property
+    def matrix(self) -> PackedBlocks:
+        """The weight."""
+        index = self.slots_t, self.groups_t, self.pointers_t
+        numbers = self.out_features, self.in_features, self.run, self.longest
+        return PackedBlocks(self.values, self.columns.view(self._narrow), self.pointers, self.order, *index, *numbers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        product = vector_spmm if self.block[1] == 1 else block_spmm
+        return product(x if autocast_dtype(x) is None else x.to(self.values.dtype), self.matrix, self.bias)
+
+    def extra_repr(self) -> str:
+        n, m = self.block
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"block={n}x{m}, run={self.run}, stored={self.values.numel()}"
+        )
+
+    def _keep(self, matrix: PackedBlocks) -> None:
+        self.block, self.run, self.longest = matrix.block, matrix.run, matrix.longest
+        self._narrow = matrix.columns.dtype
+        trains = "values" in self._parameters and self.values.requires_grad
+        self.values = nn.Parameter(matrix.values, requires_grad=trains)
+        matrix = with_transpose(matrix) if self.transposed else matrix
+        for name in (*_STORED, "slots_t", "groups_t", "pointers_t"):
+            part = getattr(matrix, name)
+            part = part.view(torch.uint8) if name == "columns" else part  # int16 is a type that DDP cannot send
+            self.register_buffer(name, part, persistent=name in _STORED)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearBlocks:
+        super()._apply(sparing_integers(fn), recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "columns"] = destination[prefix + "columns"].view(self._narrow)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        packed = {name: state_dict.get(prefix + name) for name in ("values", *_STORED)}
+        own = {key: value for key, value in state_dict.items() if key[len(prefix) :] not in packed}
+        given: list[str] = []
+        super()._load_from_state_dict(own, prefix, local_metadata, strict, given, unexpected_keys, errors)
+        missing_keys += [key for key in given if key[len(prefix) :] not in packed]
+        missing_keys += [prefix + name for name, part in packed.items() if part is None]
+        if any(part is None for part in packed.values()):
+            return
+        try:
+            self._keep(self._checked(**packed))
+        except ValueError as error:
+            errors.append(f"{prefix.rstrip('.')}: {error}")
+
+    def _checked(self, values: Tensor, columns: Tensor, pointers: Tensor, order: Tensor) -> PackedBlocks:
+        """What a state_dict holds, where this layer is and in its dtype."""
+        if values.dim() != 3 or tuple(values.shape[1:]) != self.block:
+            raise ValueError(f"values: want [slots, {self.block[0]}, {self.block[1]}], got {list(values.shape)}")
+        if columns.dtype not in (torch.int16, torch.int32) or {pointers.dtype, order.dtype} != {torch.int32}:
+            raise ValueError("columns, pointers, order: want int16 or int32, int32, int32")
+        device, none = self.values.device, self.pointers[:0]
+        longest = int(pointers.diff().max()) if len(pointers) > 1 else 0
+        columns, pointers, order = (part.to(device, copy=True) for part in (columns, pointers, order))
+        numbers = self.out_features, self.in_features, self.run, longest
+        own = values.to(self.values, copy=True)
+        matrix = PackedBlocks(own, columns, pointers, order, none, none, none, *numbers)
+        check_blocks(matrix)
+        return matrix

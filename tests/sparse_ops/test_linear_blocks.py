@@ -1,0 +1,129 @@
+"""A layer packed in vectors or blocks in place of `nn.Linear`."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse.sparse_ops import LinearBlocks
+
+BLOCKS = [((4, 1), None), ((16, 1), 4), ((32, 32), None)]
+
+
+def pruned(block=(4, 1), run=None, rows=72, cols=100, dtype=torch.float32, bias=True):
+    linear = nn.Linear(cols, rows, bias, dtype=dtype)
+    n, m = run or block[0], block[1]
+    kept = (torch.rand(-(-rows // n), -(-cols // m)) < 0.3).repeat_interleave(n, 0).repeat_interleave(m, 1)
+    with torch.no_grad():
+        linear.weight *= kept[:rows, :cols]
+    return linear
+
+
+@pytest.fixture(params=BLOCKS, ids=str)
+def pair(request):
+    """A dense layer and the same packed."""
+    linear = pruned(*request.param)
+    return linear, LinearBlocks.from_linear(linear, request.param[0], run=request.param[1])
+
+
+def test_the_same_outputs_and_back(pair):
+    linear, packed = pair
+    x = torch.randn(2, 3, 100)
+    assert torch.equal(packed(x), linear(x))
+    back = packed.to_linear()
+    assert torch.equal(back.weight, linear.weight)
+    assert torch.equal(back.bias, linear.bias)
+    assert back.bias.data_ptr() != packed.bias.data_ptr()
+    assert not any(p.requires_grad for p in packed.parameters())
+
+
+def test_without_bias_and_of_another_dtype():
+    linear = pruned(bias=False, dtype=torch.bfloat16)
+    packed = LinearBlocks.from_linear(linear, (4, 1))
+    x = torch.randn(3, 100).bfloat16()
+    assert torch.equal(packed(x), linear(x))
+    half = packed.half()
+    assert half.values.dtype == torch.float16
+    assert torch.equal(half.matrix.columns, LinearBlocks.from_linear(linear, (4, 1)).matrix.columns)
+    assert half(x.half()).dtype == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed(torch.randn(3, 100)).dtype == torch.float16
+
+
+def test_state_dict(pair):
+    linear, packed = pair
+    state = packed.state_dict()
+    assert set(state) == {"values", "columns", "pointers", "order", "bias"}
+    assert state["columns"].dtype == torch.int16
+    other = LinearBlocks(100, 72, block=packed.block, run=packed.run)
+    other.load_state_dict(state)
+    x = torch.randn(3, 100)
+    assert torch.equal(other(x), linear(x))
+    state["values"].zero_()
+    assert torch.equal(other(x), linear(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("order"), 'Missing key.*"0.order"'),
+        (lambda s: s.update(columns=s["columns"] + 1000), "0: columns: does not fit a matrix"),
+        (lambda s: s.update(columns=s["columns"].long()), "0: columns, pointers, order: want int16"),
+        (lambda s: s.update(pointers=s["pointers"] * 2), "0: pointers"),
+        (lambda s: s.update(values=s["values"][:, :2]), r"0: values: want \[slots, 4, 1\]"),
+        (lambda s: s.update(values=s["values"][16:]), "0: columns, pointers"),
+        (lambda s: s.update(other=s["bias"]), 'Unexpected key.*"0.other"'),
+    ],
+)
+def test_a_damaged_state_is_refused(change, message):
+    packed = nn.Sequential(LinearBlocks.from_linear(pruned(), (4, 1)))
+    x = torch.randn(1, 100)
+    before, state = packed(x), packed[0].state_dict()
+    change(state)
+    with pytest.raises(RuntimeError, match=message):
+        packed.load_state_dict({f"0.{name}": value for name, value in state.items()})
+    if "other" not in state and "order" in state:
+        assert torch.equal(packed(x), before)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_trains_what_is_stored(transposed):
+    linear = pruned((16, 1), 4)
+    packed = LinearBlocks.from_linear(linear, (16, 1), run=4, transposed=transposed).requires_grad_()
+    dense = copy.deepcopy(linear)
+    x = torch.randn(5, 100, requires_grad=True)
+    optimizer = torch.optim.SGD(packed.parameters(), lr=0.1)
+    optimizer_dense = torch.optim.SGD(dense.parameters(), lr=0.1)
+    stored = LinearBlocks.from_linear(linear, (16, 1), run=4)
+    stored.values.data.fill_(1)
+    for _ in range(3):
+        for layer, chosen in ((packed, optimizer), (dense, optimizer_dense)):
+            chosen.zero_grad()
+            layer(x).square().sum().backward()
+            chosen.step()
+        with torch.no_grad():
+            dense.weight *= stored.to_linear().weight != 0
+    torch.testing.assert_close(packed.to_linear().weight, dense.weight)
+    torch.testing.assert_close(packed.bias, dense.bias)
+    assert not packed.values[packed.matrix.columns < 0].any()
+
+
+def test_copies_moves_and_compiles(pair):
+    linear, packed = pair
+    x = torch.randn(3, 100)
+    assert torch.equal(copy.deepcopy(packed)(x), linear(x))
+    assert packed.to("meta")(x.to("meta")).shape == (3, 72)
+    compiled = torch.compile(
+        LinearBlocks.from_linear(linear, packed.block, run=packed.run), fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(x), linear(x))
+
+
+def test_exports(pair):
+    linear, packed = pair
+    x = torch.randn(3, 100)
+    program = torch.export.export(nn.Sequential(packed, nn.ReLU()), (x,))
+    assert torch.equal(program.module()(x), linear(x).relu())
+    assert "extra_repr" not in repr(packed)
+    assert "block=" in repr(packed)
