@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trisparse.prune.chains import Chain, find_chains
 from trisparse.prune.compaction_report import CompactedChain, CompactionReport
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layer_spec import note_in_config
 from trisparse.prune.layers import is_hf_conv1d, op_type
 
 _MULTIPLES = {"cuda": 64, "cpu": 8}
@@ -66,6 +67,7 @@ def compact(
             "it is as it was before"
         )
     report.masked, report.parameters = _masked(model, chains), (count, _count(model))
+    note_in_config(model)
     return report
 
 

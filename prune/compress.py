@@ -15,6 +15,7 @@ from trisparse.prune.compact import compact
 from trisparse.prune.compression_report import CompressionReport
 from trisparse.prune.errors import PruningError
 from trisparse.prune.formats import unpack_layer
+from trisparse.prune.layer_spec import note_in_config
 from trisparse.prune.layers import is_hf_conv1d, replace_module, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
@@ -70,6 +71,7 @@ def compress(
         if packed is not None:
             replace_module(bare, name, packed)
     report.bytes_after = model_bytes(bare)
+    note_in_config(bare)
     return model, report
 
 
@@ -83,6 +85,7 @@ def decompress(model: nn.Module) -> nn.Module:
     for name, layer in list(bare.named_modules()):
         if isinstance(layer, PACKED) or hasattr(layer, "full_shape"):
             replace_module(bare, name, unpack_layer(layer))
+    note_in_config(bare)
     return model
 
 

@@ -93,8 +93,9 @@ class TimingCache:
     def get(self, key: str) -> Times | None:
         """What was measured, if it was."""
         found = self._read().get(key)
-        good = isinstance(found, dict) and found.keys() == {"dense_ms", "packed_ms", "equal"}
-        return found if good and all(isinstance(v, (int, float)) for v in found.values()) else None
+        if not isinstance(found, dict) or found.keys() != {"dense_ms", "packed_ms", "equal"}:
+            return None
+        return found if all(isinstance(v, (int, float)) and v >= 0 for v in found.values()) else None
 
     def put(self, key: str, times: Times) -> None:
         """Add a measurement to whatever the file holds by now; a folder that cannot be written to is no error."""

@@ -1,13 +1,18 @@
 """Kernel-accelerated sparsity for PyTorch: scheduled, structured pruning while a model trains.
 
-The public names load on first use; importing the package imports neither torch nor Triton.
+The public names load on first use; importing the package imports neither torch nor Triton. Once it and transformers are
+both imported, transformers loads compressed models.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from trisparse.on_import import import_after
+
 if TYPE_CHECKING:
+    from trisparse.prune.checkpoint import from_pretrained, save_pretrained
     from trisparse.prune.compact import compact
+    from trisparse.prune.compress import compress, decompress
     from trisparse.prune.config import PruningConfig
     from trisparse.prune.errors import PruningError
     from trisparse.prune.masked_adamw import MaskedAdamW
@@ -16,7 +21,10 @@ if TYPE_CHECKING:
     from trisparse.prune.report import SparsityReport
 
 __version__ = "0.1.0"
-__all__ = ["MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "prune_once"]
+__all__ = [
+    "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "decompress",
+    "export", "from_pretrained", "prune_once", "save_pretrained",
+]  # fmt: skip
 
 _HOME = {
     "MaskedAdamW": "trisparse.prune.masked_adamw",
@@ -25,8 +33,15 @@ _HOME = {
     "PruningError": "trisparse.prune.errors",
     "SparsityReport": "trisparse.prune.report",
     "compact": "trisparse.prune.compact",
+    "compress": "trisparse.prune.compress",
+    "decompress": "trisparse.prune.compress",
+    "export": "trisparse.prune.export",
+    "from_pretrained": "trisparse.prune.checkpoint",
     "prune_once": "trisparse.prune.once",
+    "save_pretrained": "trisparse.prune.checkpoint",
 }
+
+import_after("transformers.quantizers.auto", "trisparse.prune.hf_quantizer")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,83 @@
+"""Teaches transformers' `from_pretrained` to load compressed models. Importing this file registers it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from trisparse.prune.checkpoint_files import check_files
+from trisparse.prune.errors import PruningError
+from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, check_entry, shrunken
+from trisparse.prune.layers import replace_module
+
+
+@register_quantization_config(METHOD)
+class TrisparseConfig(QuantizationConfigMixin):
+    """The entry `quantization_config` of a compressed model's config."""
+
+    def __init__(self, layers: Any = None, format_version: Any = None, files: Any = None, **_: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.layers, self.format_version, self.files = layers, format_version, files or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without digests, which hold for the files they were read with."""
+        return {"quant_method": METHOD, "format_version": self.format_version, "layers": copy.deepcopy(self.layers)}
+
+
+@register_quantizer(METHOD)
+class TrisparseQuantizer(HfQuantizer):
+    """Puts layers that a file can be read into in the place of those that the model makes, then packed ones."""
+
+    is_trainable = False
+    is_compileable = True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise PruningError("quantization_config: trisparse compresses pruned models, use trisparse.compress")
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        config: Any = self.quantization_config
+        layers = check_entry(config.to_dict(), "config.json")
+        check_files([Path(file) for file in kwargs["checkpoint_files"] or []], config.files, layers)
+        for name, spec in _places(model, layers):
+            layer: Any = model.get_submodule(name)
+            dense = spec["format"] == "dense"
+            replace_module(model, name, shrunken(layer, spec) if dense else PackedTensors(spec, layer.weight.dtype))
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for name, tensors in [(n, m) for n, m in model.named_modules() if isinstance(m, PackedTensors)]:
+            try:
+                replace_module(model, name, tensors.layer())
+            except RuntimeError as error:
+                lines = [line.strip() for line in str(error).splitlines()]
+                raise PruningError(f"{name}: its tensors are damaged: {lines[-1]}") from None
+        return model
+
+
+def _places(model: Any, layers: dict[str, Spec]) -> Iterator[tuple[str, Spec]]:
+    """The layers by their names in this model, which may be the base model of what was saved, or have one."""
+    prefix = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    found = 0
+    for name, spec in layers.items():
+        own = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in modules), None)
+        if own is None:
+            continue  # a head that this class does without
+        module: Any = modules[own]
+        if not isinstance(getattr(module, "weight", None), nn.Parameter) or module.weight.dim() != 2:
+            raise PruningError(f"config.json: layers: {name}: is no linear layer of a {type(model).__name__}")
+        found += 1
+        yield own, spec
+    if layers and not found:
+        raise PruningError(f"config.json: layers: none of them is in a {type(model).__name__}: {next(iter(layers))}, …")

@@ -1,0 +1,152 @@
+"""Packed and shrunken layers as a checkpoint's config describes them, and empty layers made from that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.layers import is_hf_conv1d, unwrap
+from trisparse.sparse_ops import Linear24, LinearBlocks
+from trisparse.sparse_ops.packed_blocks import check_block
+
+METHOD, VERSION = "trisparse", 1
+Spec = dict[str, Any]
+_KEYS = {"format", "shape", "full_shape", "bias", "conv1d", "block", "run", "slots"}
+
+
+def spec_of(layer: Any) -> Spec | None:
+    """What it takes to build a layer's like; None for a layer that is as its model makes it."""
+    spec: Spec
+    if isinstance(layer, LinearBlocks):
+        spec = {"format": "vectors" if layer.block[1] == 1 else "blocks", "block": list(layer.block)}
+        spec |= {"run": layer.run, "slots": len(layer.values)}
+    elif isinstance(layer, Linear24):
+        spec = {"format": "2:4"}
+    elif hasattr(layer, "full_shape"):
+        spec = {"format": "dense"}
+    else:
+        return None
+    shape = list(layer.weight.shape) if spec["format"] == "dense" else [layer.out_features, layer.in_features]
+    conv1d = is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)
+    shape = shape[::-1] if is_hf_conv1d(layer) else shape
+    full = list(getattr(layer, "full_shape", shape))
+    return {**spec, "shape": shape, "full_shape": full, "bias": layer.bias is not None, "conv1d": conv1d}
+
+
+def describe(model: nn.Module) -> Spec:
+    """The entry `quantization_config` for a model's config."""
+    found = {name: spec_of(layer) for name, layer in unwrap(model).named_modules()}
+    layers = {name: spec for name, spec in found.items() if spec is not None}
+    return {"quant_method": METHOD, "format_version": VERSION, "layers": layers}
+
+
+def note_in_config(model: nn.Module) -> None:
+    """Let a transformers model's config say how its layers are kept, so that what it saves can be loaded."""
+    config: Any = getattr(unwrap(model), "config", None)
+    if not hasattr(config, "save_pretrained"):
+        return
+    entry = describe(model)
+    if entry["layers"]:
+        config.quantization_config = entry
+    elif _is_ours(getattr(config, "quantization_config", None)):
+        del config.quantization_config
+
+
+def _is_ours(entry: Any) -> bool:
+    if isinstance(entry, dict):
+        return entry.get("quant_method") == METHOD
+    return getattr(entry, "quant_method", None) == METHOD
+
+
+def check_entry(entry: Any, where: str) -> dict[str, Spec]:
+    """The layers of a `quantization_config`; PruningError if it is not one that this version wrote."""
+    if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
+        raise PruningError(f"{where}: quantization_config: want quant_method {METHOD!r}, got {entry!r:.60}")
+    if entry.get("format_version") != VERSION:
+        version = entry.get("format_version")
+        raise PruningError(
+            f"{where}: format_version: want {VERSION}, got {version!r}; update trisparse, or compress anew"
+        )
+    layers = entry.get("layers")
+    if not isinstance(layers, dict):
+        raise PruningError(f"{where}: layers: want a mapping of names, got {layers!r:.60}")
+    for name, spec in layers.items():
+        if not _is_good(spec):
+            raise PruningError(f"{where}: layers: {name}: is damaged or of another version: {spec!r:.120}")
+    return layers
+
+
+def _is_good(spec: Any) -> bool:
+    if not isinstance(spec, dict) or spec.keys() - _KEYS or {"format", "shape", "full_shape", "bias"} - spec.keys():
+        return False
+    sizes = [*spec["shape"], *spec["full_shape"], spec.get("slots", 0), spec.get("run", 1)]
+    if len(sizes) != 6 or any(not isinstance(size, int) or size < 0 for size in sizes):
+        return False
+    if spec["format"] in ("vectors", "blocks"):
+        try:
+            check_block(tuple(spec["block"]))
+        except (ValueError, TypeError, KeyError):
+            return False
+        return "slots" in spec and spec.get("run", 0) > 0 and spec["block"][0] % spec["run"] == 0
+    return spec["format"] == "dense" or (spec["format"] == "2:4" and spec["shape"][1] % 4 == 0)
+
+
+def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:
+    """Name -> shape and dtype of what a file holds of a layer; None for the dtype of its weight."""
+    rows, cols = spec["shape"]
+    found: dict[str, tuple[list[int], torch.dtype | None]]
+    if spec["format"] == "dense":
+        found = {"weight": ([cols, rows] if spec.get("conv1d") else [rows, cols], None)}
+    elif spec["format"] == "2:4":
+        found = {"values": ([rows, cols // 2], None), "bitmask": ([rows, -(-cols // 8)], torch.uint8)}
+    else:
+        (n, m), slots = spec["block"], spec["slots"]
+        groups, narrow = -(-rows // n), torch.int16 if -(-cols // m) < 1 << 15 else torch.int32
+        found = {"values": ([slots, n, m], None), "columns": ([slots], narrow)}
+        found |= {"pointers": ([groups + 1], torch.int32), "order": ([groups * n // spec["run"]], torch.int32)}
+    return found | ({"bias": ([rows], None)} if spec["bias"] else {})
+
+
+class PackedTensors(nn.Module):
+    """A packed layer as a file holds it, for a loader that fills parameters by name; `layer` makes the layer of it."""
+
+    def __init__(self, spec: Spec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, (shape, own) in tensors_of(spec).items():
+            tensor = torch.empty(shape, dtype=own or dtype, device="meta")
+            if own is None:
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.register_buffer(name, tensor)
+
+    def layer(self) -> nn.Module:
+        """The layer, checked; RuntimeError if the tensors do not make one."""
+        (rows, cols), spec = self.spec["shape"], self.spec
+        first: Any = next(iter(self.parameters()))
+        layer: Any
+        if spec["format"] == "2:4":
+            layer = Linear24(cols, rows, spec["bias"], first.device, first.dtype)
+        else:
+            block, run = tuple(spec["block"]), spec["run"]
+            layer = LinearBlocks(cols, rows, spec["bias"], first.device, first.dtype, block=block, run=run)
+        layer.load_state_dict(self.state_dict())
+        layer.is_conv1d, layer.full_shape = spec.get("conv1d", False), tuple(spec["full_shape"])
+        return layer.train(self.training)
+
+
+def shrunken(layer: Any, spec: Spec) -> nn.Module:
+    """A dense layer of the sizes of a spec, on the meta device, like the layer that the model makes."""
+    rows, cols = spec["shape"]
+    dtype = layer.weight.dtype
+    if is_hf_conv1d(layer):
+        layer.weight = nn.Parameter(torch.empty(cols, rows, dtype=dtype, device="meta"))
+        layer.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device="meta"))
+        layer.nx, layer.nf = cols, rows
+    else:
+        layer = nn.Linear(cols, rows, spec["bias"], "meta", dtype)
+    layer.full_shape = tuple(spec["full_shape"])
+    return layer
