@@ -59,6 +59,8 @@ def compress(
     before = {name: layer.weight.nbytes for name, layer in _linear_layers(bare)}
     if not before:
         raise PruningError("model: no linear layer that is not packed already")
+    if "" in before:
+        raise PruningError("model: is a single layer; put it into nn.Sequential")
     report = CompressionReport(prefer, bytes_before=model_bytes(bare))
     if remove_channels and find_chains(bare):
         report.channels = compact(bare, example)

@@ -56,7 +56,8 @@ class CompressionReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
+    def table(self) -> list[list[str]]:
+        """A head and a row for each layer, as text."""
         tokens = sorted({t for layer in self.layers for t in (*layer.measured, *layer.expected)})
         head = ["layer", "shape", "zeros", "format", "KiB before", "after", *(f"x dense, T={t}" for t in tokens), ""]
         rows = [head]
@@ -66,14 +67,21 @@ class CompressionReport:
                 layer.name, f"{layer.shape[0]}x{layer.shape[1]}", f"{layer.zeros:.2f}", layer.format,
                 f"{layer.bytes_before / 1024:.0f}", f"{layer.bytes_after / 1024:.0f}", *speed, layer.reason,
             ])  # fmt: skip
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return rows
+
+    def summary(self) -> str:
+        """How much smaller it all became."""
         packed = sum(layer.format != "dense" for layer in self.layers)
-        lines.append(
+        return (
             f"{packed} of {len(self.layers)} linear layers packed, "
-            f"{self.bytes_before / 2**20:.1f} MiB before, {self.bytes_after / 2**20:.1f} MiB after"
+            f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
         )
-        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        rows = self.table()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, self.summary()])
 
 
 def _times(measured: float | None, expected: float | None) -> str:

@@ -14,7 +14,7 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.formats import unpack_layer
 from trisparse.prune.layer_spec import spec_of
 
-_FORMATS = ("dense", "sparse-bitmask")
+FORMATS = ("dense", "sparse-bitmask")
 _LEAST_ZEROS = 0.2  # share below which a bitmask saves little
 
 
@@ -29,8 +29,8 @@ def export(model: nn.Module, folder: str | Path, format: str, max_shard_size: in
     Raises:
         PruningError: another format, no transformers model, or a layer with a bias that the model's class has not.
     """
-    if format not in _FORMATS:
-        raise PruningError(f"format: want {' or '.join(_FORMATS)}, got {format!r}")
+    if format not in FORMATS:
+        raise PruningError(f"format: want {' or '.join(FORMATS)}, got {format!r}")
     bare: Any = transformers_model(model)
     state = _dense_state(bare)
     entry: dict[str, Any] | None = None
@@ -44,6 +44,7 @@ def export(model: nn.Module, folder: str | Path, format: str, max_shard_size: in
             "ignore": [],
         }
     own = bare.config.__dict__.pop("quantization_config", None)
+    quantizer = bare.__dict__.pop("hf_quantizer", None)  # it would have its own state written
     try:
         if entry is not None:
             bare.config.quantization_config = entry
@@ -53,6 +54,8 @@ def export(model: nn.Module, folder: str | Path, format: str, max_shard_size: in
         bare.config.__dict__.pop("quantization_config", None)
         if own is not None:
             bare.config.quantization_config = own
+        if quantizer is not None:
+            bare.hf_quantizer = quantizer
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:

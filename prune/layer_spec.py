@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers import is_hf_conv1d, unwrap
@@ -45,14 +45,17 @@ def describe(model: nn.Module) -> Spec:
 
 def note_in_config(model: nn.Module) -> None:
     """Let a transformers model's config say how its layers are kept, so that what it saves can be loaded."""
-    config: Any = getattr(unwrap(model), "config", None)
+    bare = unwrap(model)
+    config: Any = getattr(bare, "config", None)
     if not hasattr(config, "save_pretrained"):
         return
-    entry = describe(model)
+    entry = describe(bare)
     if entry["layers"]:
         config.quantization_config = entry
     elif _is_ours(getattr(config, "quantization_config", None)):
         del config.quantization_config
+        for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # what loading set
+            bare.__dict__.pop(name, None)
 
 
 def _is_ours(entry: Any) -> bool:
@@ -122,6 +125,11 @@ class PackedTensors(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
             else:
                 self.register_buffer(name, tensor)
+
+    @property
+    def weight(self) -> Tensor:
+        """What a model's own initialization may write to, as if it were there."""
+        return torch.empty(self.spec["shape"], device="meta")
 
     def layer(self) -> nn.Module:
         """The layer, checked; RuntimeError if the tensors do not make one."""

@@ -110,6 +110,11 @@ class Linear24(nn.Module):
         patterns = self.packed[:0].view(torch.int16)
         return Packed24(packed, packed[:0], patterns, self.out_features, self.in_features, self.layout)
 
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the dense weight, for code that asks a layer for them; a meta tensor, without data."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
         return mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)

@@ -84,6 +84,11 @@ class LinearBlocks(nn.Module):
         numbers = self.out_features, self.in_features, self.run, self.longest
         return PackedBlocks(self.values, self.columns.view(self._narrow), self.pointers, self.order, *index, *numbers)
 
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the dense weight, for code that asks a layer for them; a meta tensor, without data."""
+        return torch.empty(self.out_features, self.in_features, dtype=self.values.dtype, device="meta")
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
         product = vector_spmm if self.block[1] == 1 else block_spmm

@@ -32,3 +32,11 @@ def script():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def timing_cache(tmp_path_factory, monkeypatch):
+    """Times of layers go to a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("times")
+    monkeypatch.setenv("TRISPARSE_CACHE", str(folder))
+    return folder

@@ -3,6 +3,13 @@
 import sys
 
 
+def main() -> None:
+    """`trisparse`: compress, inspect and export checkpoints."""
+    from trisparse.prune.command import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
 def glue() -> None:
     """`trisparse-glue`: fine-tune, prune and distil on a GLUE task."""
     from trisparse.prune.glue import main

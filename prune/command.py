@@ -1,0 +1,120 @@
+"""The console script `trisparse`: compress a pruned model, look into a checkpoint, export one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trisparse.prune.checkpoint import check_folder, from_pretrained, save_pretrained
+from trisparse.prune.checkpoint_files import read_config, weight_files
+from trisparse.prune.compress import compress
+from trisparse.prune.errors import PruningError
+from trisparse.prune.export import FORMATS, export
+from trisparse.prune.files import atomic_write
+from trisparse.prune.inspection import dense_rows, packed_rows
+from trisparse.prune.layer_spec import METHOD
+
+_LARGE_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".h5", ".msgpack")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the three; the exit status is 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="trisparse", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("compress", help="choose a format for every layer of a pruned model")
+    add.add_argument("input", type=Path, help="folder of a transformers model")
+    add.add_argument("output", type=Path, help="folder to write")
+    add.add_argument("--prefer", choices=["speed", "memory"], default="speed")
+    add.add_argument("--tokens", type=int, nargs="+", default=[1, 4096], help="numbers of tokens that matter")
+    add.add_argument("--no_measure", action="store_true", help="trust a static model instead of timing layers")
+    add.add_argument("--keep_channels", action="store_true", help="remove no channels and heads")
+    add.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="convert to it first")
+    add.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to measure on")
+    add.add_argument("--max_shard_size", default="5GB", help="of a file")
+    look = commands.add_parser("inspect", help="what a checkpoint holds, and whether its files are whole")
+    look.add_argument("folder", type=Path)
+    out = commands.add_parser("export", help="write a compressed model for programs without trisparse")
+    out.add_argument("input", type=Path)
+    out.add_argument("output", type=Path)
+    out.add_argument("--format", choices=FORMATS, required=True)
+    args = parser.parse_args(argv)
+    try:
+        {"compress": _compress, "inspect": _inspect, "export": _export}[args.command](args)
+    except PruningError as error:
+        print(f"trisparse: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _compress(args: argparse.Namespace) -> None:
+    _check_folders(args.input, args.output)
+    model: Any = from_pretrained(args.input, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
+    model, report = compress(
+        model.to(args.device).eval(), args.prefer, args.tokens,
+        measure=not args.no_measure, remove_channels=not args.keep_channels,
+    )  # fmt: skip
+    save_pretrained(model.cpu(), args.output, args.max_shard_size)
+    _copy_small_files(args.input, args.output)
+    atomic_write(args.output / "compression_report.json", json.dumps(report.to_dict(), indent=1) + "\n")
+    head, *rows = report.table()
+    _print_table(head, rows)
+    before, after = (sum(p.stat().st_size for p in weight_files(folder)) for folder in (args.input, args.output))
+    print(f"{report.summary()}; files {before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after")  # noqa: T201
+
+
+def _export(args: argparse.Namespace) -> None:
+    _check_folders(args.input, args.output)
+    export(from_pretrained(args.input), args.output, args.format)
+    _copy_small_files(args.input, args.output)
+    size = sum(path.stat().st_size for path in weight_files(args.output))
+    print(f"wrote {args.output} as {args.format}, {size / 2**20:.1f} MiB")  # noqa: T201
+
+
+def _check_folders(source: Path, target: Path) -> None:
+    if source.resolve() == target.resolve():
+        raise PruningError(f"output: want another folder than the input, got {target}")
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Tokenizer, generation config and the like, which are the same for every format."""
+    for path in source.iterdir():
+        small = path.is_file() and not path.name.endswith(_LARGE_FILES) and path.name != "config.json"
+        if small and not (target / path.name).exists():
+            shutil.copy2(path, target / path.name)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    config = read_config(args.folder)
+    is_ours = config.get("quantization_config", {}).get("quant_method") == METHOD
+    rows = packed_rows(args.folder, check_folder(args.folder)) if is_ours else dense_rows(args.folder)
+    head = ["layer", "shape", "format", "stored", "KiB", "of dense", ""]
+    _print_table(head, [row.cells() for row in rows])
+    files = weight_files(args.folder)
+    size = sum(path.stat().st_size for path in files) / 2**20
+    state = "whole" if is_ours and config["quantization_config"].get("files") else "readable"
+    print(f"{len(files)} files, {size:.1f} MiB, {state}; {len(rows)} layers")  # noqa: T201
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(head):
+        table.add_column(title, justify="left" if index in (0, len(head) - 1) else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or a pipe has no edge to wrap at
+    console.print(table)

@@ -1,0 +1,79 @@
+"""What a checkpoint holds, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trisparse.prune.checkpoint_files import read_headers, weight_files
+from trisparse.prune.formats import formats_of
+from trisparse.prune.layer_spec import tensors_of
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+
+
+@dataclass
+class Row:
+    """A layer of a checkpoint: what is stored of its weight."""
+
+    name: str
+    shape: list[int]
+    format: str
+    stored: float
+    nbytes: int
+    dense_bytes: int
+    note: str = ""
+
+    def cells(self) -> list[str]:
+        """As text."""
+        share = self.nbytes / max(self.dense_bytes, 1)
+        size = f"{self.nbytes / 1024:.0f}"
+        return [
+            self.name,
+            "x".join(map(str, self.shape)),
+            self.format,
+            f"{self.stored:.2f}",
+            size,
+            f"{share:.2f}",
+            self.note,
+        ]
+
+
+def packed_rows(folder: Path, config: dict[str, Any]) -> list[Row]:
+    """Of a compressed checkpoint: the layers that are not as their model makes them."""
+    headers, rows = read_headers(weight_files(folder)), []
+    for name, spec in config["quantization_config"]["layers"].items():
+        (high, wide), (n, m) = spec["shape"], spec.get("block", (1, 1))
+        parts = [key for key in tensors_of(spec) if key != "bias"]
+        nbytes = sum(_size(headers[f"{name}.{key}"]) for key in parts)
+        full = spec["full_shape"][0] * spec["full_shape"][1] * _BYTES[headers[f"{name}.{parts[0]}"][2]]
+        stored = {"dense": 1.0, "2:4": 0.5}.get(spec["format"], spec.get("slots", 0) * n * m / max(high * wide, 1))
+        kind = spec["format"] if "block" not in spec else f"{n}x{m}"
+        fewer = [high, wide] != spec["full_shape"]
+        note = f"channels removed from {'x'.join(map(str, spec['full_shape']))}" if fewer else ""
+        rows.append(Row(name, [high, wide], kind, stored, nbytes, full, note))
+    return rows
+
+
+def dense_rows(folder: Path) -> list[Row]:
+    """Of any other: matrices, and the smallest format that each could have."""
+    from safetensors import safe_open
+
+    rows = []
+    for name, (path, shape, dtype) in sorted(read_headers(weight_files(folder)).items()):
+        if len(shape) != 2 or not name.endswith(".weight") or "embed" in name:
+            continue
+        with safe_open(path, "pt") as file:
+            weight = file.get_tensor(name)
+        forms = formats_of(weight) if weight.is_floating_point() else []
+        note = f"could be {forms[0]}, {forms[0].nbytes / max(weight.nbytes, 1):.2f} of dense" if forms else ""
+        kept = float((weight != 0).float().mean()) if weight.numel() else 0.0
+        size = _size((path, shape, dtype))
+        rows.append(Row(name.removesuffix(".weight"), shape, "dense", kept, size, size, note))
+    return rows
+
+
+def _size(header: tuple[Path, list[int], str]) -> int:
+    return math.prod(header[1]) * _BYTES.get(header[2], 1)

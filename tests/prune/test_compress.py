@@ -1,0 +1,184 @@
+"""compress and decompress: formats by what weights show, outputs that stay, what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse import PruningError, compress, decompress, prune_once
+from trisparse.prune import choose_format
+from trisparse.prune.choose_format import Chooser
+from trisparse.sparse_ops import Linear24, LinearBlocks
+
+
+def mixed():
+    """Layers pruned in different ways; the second loses channels with the first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64), nn.LayerNorm(64),
+        nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[torch.randperm(128)[:80]] = 0
+        prune_once(nn.Sequential(model[4], nn.Identity()), pattern="2:4", exclude_head=False)
+        model[5].weight *= (torch.rand(16, 64) < 0.1).repeat_interleave(4, 0)
+    return model
+
+
+X = torch.randn(7, 64)
+
+
+def test_memory_takes_the_smallest_format_and_lets_go_of_the_dense_weight():
+    model = mixed()
+    want, before = model(X), sum(p.nbytes for p in model.parameters())
+    same, report = compress(model, prefer="memory", tokens=(1, 16))
+    assert same is model
+    torch.testing.assert_close(model(X), want)
+    assert [row.format for row in report.layers] == ["dense", "dense", "2:4", "4x1", "dense"]
+    assert model[0].weight.shape == (48, 64)
+    assert isinstance(model[4], Linear24)
+    assert isinstance(model[5], LinearBlocks)
+    assert model[5].weight.is_meta
+    assert report.bytes_before == before
+    assert report.bytes_after == sum(t.nbytes for t in (*model.parameters(), *model.buffers())) < 0.6 * before
+    packed = report.layers[3]
+    assert packed.bytes_before == 64 * 64 * 4
+    assert packed.bytes_after == model[5].values.nbytes + sum(b.nbytes for b in model[5].buffers())
+    assert set(packed.measured) == {1, 16}
+    assert all(gain > 0 for gain in packed.measured.values())
+    assert report.channels.parameters[1] < report.channels.parameters[0]
+    text = str(report)
+    assert "2 of 5 linear layers packed" in text
+    assert "x dense, T=16" in text
+    assert report.to_dict()["layers"][3]["format"] == "4x1"
+
+
+def test_speed_on_a_cpu_removes_channels_and_leaves_the_rest_dense():
+    model = mixed()
+    want = model(X)
+    _, report = compress(model)
+    torch.testing.assert_close(model(X), want)
+    assert all(
+        type(m) is nn.Linear for m in model if isinstance(m, nn.Module) and hasattr(m, "weight") and m.weight.dim() == 2
+    )
+    assert {row.reason for row in report.layers} == {"no format is smaller", "dense is faster here: a CPU unpacks"}
+    assert model[0].weight.shape == (48, 64)
+
+
+def test_decompress_gives_back_the_full_sizes():
+    model = mixed()
+    want = model(X)
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    compress(model, prefer="memory", measure=False)
+    decompress(model)
+    assert [tuple(p.shape) for p in model.parameters()] == shapes
+    assert not any(isinstance(m, (Linear24, LinearBlocks)) for m in model)
+    torch.testing.assert_close(model(X), want)
+    _, report = compress(model, prefer="memory", measure=False, remove_channels=False)
+    assert report.channels is None
+    assert model[0].out_features == 128
+
+
+def test_an_unmeasured_report_has_no_speeds():
+    _, report = compress(mixed(), prefer="memory", measure=False)
+    assert not any(row.measured for row in report.layers)
+
+
+def test_what_must_stay_dense():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32))
+    for layer in model:
+        layer.weight.data.zero_()
+    model[1].weight = model[0].weight
+    model[2].register_forward_hook(lambda *args: None)
+    _, report = compress(model, prefer="memory", remove_channels=False)
+    assert [row.reason for row in report.layers] == ["its weight is shared", "its weight is shared", "it has hooks"]
+    assert all(type(layer) is nn.Linear for layer in model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prefer": "fast"}, "prefer: want 'speed' or 'memory', got 'fast'"),
+        ({"tokens": ()}, "tokens: want at least one"),
+        ({"tokens": (0, 4)}, "tokens: .*got \\[0, 4\\]"),
+    ],
+)
+def test_misuse(arguments, message):
+    model = mixed()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PruningError, match=message):
+        compress(model, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_models_without_a_linear_layer_to_compress():
+    with pytest.raises(PruningError, match="no linear layer"):
+        compress(nn.Sequential(nn.ReLU()))
+    with pytest.raises(PruningError, match="single layer"):
+        compress(nn.Linear(4, 4))
+
+
+def test_compiled_and_exported():
+    model = mixed()
+    want = model(X)
+    compress(model, prefer="memory", measure=False)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(X), want)
+    torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), want)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The chooser times layers as it does on a GPU; `times` says what it finds for each format and token count."""
+    times = {}
+
+    def measured(self, layer, packed, form):
+        return dict(zip(self.tokens, times.get(str(form), (0.5, 0.5)), strict=True))
+
+    monkeypatch.setattr(Chooser, "_measured", measured)
+    monkeypatch.setattr(choose_format, "_HOPELESS", 0)
+    return times
+
+
+def fastest(times, layer, measure=True):
+    chooser = Chooser("speed", [1, 4096], measure, None)
+    weight = layer.weight.detach()
+    row = choose_format.CompressedLayer("x", tuple(weight.shape), 0.9, "dense", weight.nbytes, weight.nbytes)
+    return chooser._fastest(row, layer, weight, choose_format.formats_of(weight))
+
+
+def test_the_fastest_format_needs_three_per_cent_and_never_falls_below(as_on_a_gpu):
+    layer = nn.Linear(256, 256)
+    layer.weight.data *= (torch.rand(8, 8) < 0.1).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    for times, want in [
+        ({}, "dense"),
+        ({"32x1": (1.02, 1.02)}, "dense"),
+        ({"32x1": (1.04, 1.04)}, "32x1"),
+        ({"32x1": (9.0, 0.96)}, "dense"),
+        ({"32x1": (1.2, 0.98)}, "32x1"),
+        ({"32x1": (1.2, 1.2), "32x32": (1.1, 1.5)}, "32x32"),
+        ({"32x1": (2.0, 0.0)}, "dense"),  # outputs that differ
+    ]:
+        as_on_a_gpu.clear()
+        as_on_a_gpu.update(times)
+        row, packed = fastest(times, layer)
+        assert row.format == want, times
+        assert (packed is None) == (want == "dense")
+        assert row.reason == ("dense is faster here" if want == "dense" else "the fastest")
+        if packed is not None:
+            assert tuple(row.measured.values()) == times[want]
+
+
+def test_without_measuring_a_format_has_to_promise_much():
+    layer = nn.Linear(4096, 4096)
+    with torch.no_grad():
+        layer.weight *= (torch.rand(128, 128) < 0.03).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    row, packed = fastest({}, layer, measure=False)
+    assert isinstance(packed, LinearBlocks)
+    assert row.format != "dense"
+    assert not row.measured
+    with torch.no_grad():
+        layer.weight.normal_().mul_((torch.rand(1024, 4096) < 0.25).repeat_interleave(4, 0))
+    row, packed = fastest({}, layer, measure=False)
+    assert packed is None
+    assert row.reason == "dense: no format promises enough"

@@ -1,0 +1,84 @@
+"""Which formats a weight fits, found in the weight itself, and there and back for each kind of layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse.prune.formats import Format, formats_of, pack_layer, unpack_layer
+from trisparse.sparse_ops import Linear24, LinearBlocks, nm_mask
+
+
+def pruned(n, m, density, rows=128, cols=256, dtype=torch.float32):
+    kept = (torch.rand(rows // n, cols // m) < density).repeat_interleave(n, 0).repeat_interleave(m, 1)
+    return torch.randn(rows, cols, dtype=dtype) * kept
+
+
+def names(weight):
+    return [str(form) for form in formats_of(weight)]
+
+
+def test_dense_and_nearly_dense_weights_stay():
+    assert names(torch.randn(64, 64)) == []
+    assert names(pruned(1, 1, 0.9)) == []
+    assert names(torch.empty(0, 64)) == []
+
+
+def test_the_smallest_is_the_pattern_it_was_pruned_with():
+    for n, m in [(4, 1), (8, 1), (16, 1), (32, 1), (16, 16), (32, 32), (64, 64)]:
+        assert names(pruned(n, m, 0.2, 512, 512))[0] == f"{n}x{m}"
+    halves = torch.randn(128, 256)
+    assert names(halves * nm_mask(halves, 2, 4)) == ["2:4"]
+    assert "2:4" in names(pruned(4, 1, 0.05, 64, 64) * nm_mask(torch.randn(64, 64), 2, 4))
+
+
+def test_rows_are_grouped_anew_only_below_the_height_of_the_pattern():
+    assert [name for name in names(pruned(8, 1, 0.1)) if "of" in name] == ["16x1 of 8x1", "32x1 of 8x1"]
+    assert "4x1 of 1x1" in names(pruned(1, 1, 0.1))
+
+
+def test_estimates_are_close():
+    for n, m in [(4, 1), (16, 1), (32, 32)]:
+        weight = pruned(n, m, 0.2, 512, 512)
+        form = formats_of(weight)[0]
+        layer = nn.Linear(512, 512, bias=False)
+        layer.weight.data = weight
+        packed = pack_layer(layer, form)
+        real = sum(tensor.nbytes for tensor in (*packed.parameters(), *packed.buffers()))
+        assert form.nbytes == pytest.approx(real, rel=0.15)
+        assert form.stored == pytest.approx(float((weight != 0).float().mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("form", [Format("2:4"), Format("vectors", (8, 1), 2), Format("blocks", (16, 32), 16)], ids=str)
+def test_there_and_back(form):
+    layer = nn.Linear(64, 48).eval()
+    layer.weight.data *= nm_mask(layer.weight, 2, 4)
+    packed = pack_layer(layer, form)
+    assert isinstance(packed, Linear24 if form.kind == "2:4" else LinearBlocks)
+    assert not packed.training
+    back = unpack_layer(packed)
+    assert type(back) is nn.Linear
+    assert torch.equal(back.weight, layer.weight)
+    assert torch.equal(back.bias, layer.bias)
+
+
+def test_removed_channels_come_back_as_zeros_at_the_end():
+    layer = nn.Linear(8, 6)
+    layer.full_shape = 10, 8
+    back = unpack_layer(pack_layer(layer, Format("vectors", (4, 1), 4)))
+    assert back.weight.shape == (10, 8)
+    assert torch.equal(back.weight[:6], layer.weight)
+    assert not back.weight[6:].any()
+    assert not back.bias[6:].any()
+
+
+def test_transformers_conv1d():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(32, 64)
+    conv1d.weight.data *= torch.rand(64, 32) < 0.2
+    conv1d.bias.data.normal_()
+    x = torch.randn(3, 64)
+    packed = pack_layer(conv1d, Format("vectors", (4, 1), 4))
+    torch.testing.assert_close(packed(x), conv1d(x))
+    back = unpack_layer(packed)
+    assert type(back) is type(conv1d)
+    assert torch.equal(back.weight, conv1d.weight)
+    assert torch.equal(back(x), conv1d(x))
