@@ -68,3 +68,21 @@ def plot_history(steps: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]
     bottom.set(xlabel="optimizer step", ylim=(-0.02, 1.02))
     bottom.legend(loc="lower right")
     _save(figure, path)
+
+
+def plot_gains(
+    tokens: Sequence[int], layers: dict[str, list[float]], models: dict[str, list[float]], path: Path
+) -> None:
+    """How many times faster than dense over tokens: thin lines for layers, thick ones for whole models."""
+    figure = _figure(9, 5)
+    if figure is None:
+        return
+    axes = figure.subplots()
+    for name, gains in layers.items():
+        axes.plot(tokens, gains, linewidth=0.8, alpha=0.6, label=name)
+    for (name, gains), style in zip(models.items(), ("k-", "k--", "k:"), strict=True):
+        axes.plot(tokens, gains, style, linewidth=2, label=name)
+    axes.axhline(1, color="gray", linewidth=0.5)
+    axes.set(xscale="log", yscale="log", xlabel="tokens in a batch", ylabel="times faster than dense")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)

@@ -88,7 +88,7 @@ class TimingCache:
     def __init__(self, folder: Path | None, device: torch.device) -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = folder or Path(os.environ.get("TRISPARSE_CACHE") or Path(home) / "trisparse")
-        self.path = folder / f"{_machine(device)}.json"
+        self.path = folder / f"{machine(device)}.json"
 
     def get(self, key: str) -> Times | None:
         """What was measured, if it was."""
@@ -118,7 +118,7 @@ class TimingCache:
             yield
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
     """Name of a device with all that its times depend on."""
     if device.type == "cuda":
         import triton

@@ -1,9 +1,13 @@
-"""`trisparse-bench`: the tests that need a GPU, then every benchmark, then one JSON; from a checkout."""
+"""`trisparse-bench`: the tests that need a GPU, then every benchmark, then one JSON; from a checkout.
+
+With --model a pruned or compressed model instead, dense against compressed, anywhere.
+"""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +15,33 @@ from pathlib import Path
 import torch
 
 _RESULT = "ops_{}.json"
+_TOKENS = [1, 16, 128, 1024, 4096]
+
+
+def _benchmark_model(args: argparse.Namespace) -> int:
+    from trisparse.prune.errors import PruningError
+    from trisparse.prune.model_benchmark import benchmark_model
+
+    try:
+        benchmark_model(args.model, args.tokens, args.out)
+    except PruningError as error:
+        print(f"trisparse-bench: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(f"trisparse-bench: wrote {args.out / 'model.json'} and model.png")  # noqa: T201
+    return 0
 
 
 def main(argv: Sequence[str], root: Path | None = None) -> int:
     """Run a suite; the exit status is not zero when a test or a benchmark's correctness gate fails."""
     parser = argparse.ArgumentParser(prog="trisparse-bench", description=__doc__)
-    parser.add_argument("--suite", choices=["cpu", "gpu"], required=True, help="gpu needs a CUDA or ROCm device")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--suite", choices=["cpu", "gpu"], help="gpu needs a CUDA or ROCm device")
+    what.add_argument("--model", type=Path, help="folder of a transformers model")
+    parser.add_argument("--tokens", type=int, nargs="+", default=_TOKENS, help="in a batch, for --model")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     args = parser.parse_args(argv)
+    if args.model:
+        return _benchmark_model(args)
     root = root or Path.cwd()
     lacking = [name for name in ("pyproject.toml", "tests", "benchmarks") if not (root / name).exists()]
     if lacking:
