@@ -72,16 +72,12 @@ def test_import_is_lazy():
 
 def test_public_names():
     assert trisparse.__all__ == [
-        "MaskedAdamW",
-        "Pruner",
-        "PruningConfig",
-        "PruningError",
-        "SparsityReport",
-        "compact",
-        "prune_once",
-    ]
+        "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "decompress",
+        "export", "from_pretrained", "prune_once", "save_pretrained",
+    ]  # fmt: skip
+    assert trisparse.PruningCallback.__doc__
     assert all(getattr(trisparse, name).__doc__ for name in trisparse.__all__)
-    assert set(trisparse.__all__) <= set(dir(trisparse))
+    assert {*trisparse.__all__, "PruningCallback"} <= set(dir(trisparse))
     with pytest.raises(AttributeError, match="no attribute 'prune_twice'"):
         trisparse.prune_twice  # noqa: B018
 

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 from trisparse.on_import import import_after
 
 if TYPE_CHECKING:
+    from trisparse.prune.callback import PruningCallback as PruningCallback
     from trisparse.prune.checkpoint import from_pretrained, save_pretrained
     from trisparse.prune.compact import compact
     from trisparse.prune.compress import compress, decompress
     from trisparse.prune.config import PruningConfig
     from trisparse.prune.errors import PruningError
+    from trisparse.prune.export import export
     from trisparse.prune.masked_adamw import MaskedAdamW
     from trisparse.prune.once import prune_once
     from trisparse.prune.pruner import Pruner
     from trisparse.prune.report import SparsityReport
 
 __version__ = "0.1.0"
-__all__ = [
+__all__ = [  # and PruningCallback, which needs transformers
     "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "decompress",
     "export", "from_pretrained", "prune_once", "save_pretrained",
 ]  # fmt: skip
@@ -29,6 +31,7 @@ __all__ = [
 _HOME = {
     "MaskedAdamW": "trisparse.prune.masked_adamw",
     "Pruner": "trisparse.prune.pruner",
+    "PruningCallback": "trisparse.prune.callback",
     "PruningConfig": "trisparse.prune.config",
     "PruningError": "trisparse.prune.errors",
     "SparsityReport": "trisparse.prune.report",
@@ -51,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,90 @@
+"""Prune inside `transformers.Trainer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trisparse.prune.attach import Attachment
+from trisparse.prune.config import PruningConfig
+from trisparse.prune.errors import PruningError
+from trisparse.prune.files import atomic_save
+from trisparse.prune.pruner import Pruner
+from trisparse.prune.report import SparsityReport
+
+_STATE = "pruner.pt"
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes while a Trainer trains: `Trainer(..., callbacks=[PruningCallback(config)])`.
+
+    Steps are the Trainer's optimizer steps, whatever the gradient accumulation; mixed precision, checkpoints and
+    resuming work as without it. Each checkpoint gets the Pruner's state in `pruner.pt`, each entry of the log the
+    sparsity.
+
+    Args:
+        config: what to prune, how far and when.
+
+    Attributes:
+        pruner: made when training begins.
+        report: zeros per layer, counted when training has ended; it says whether the schedule was complete.
+    """
+
+    def __init__(self, config: PruningConfig) -> None:
+        self.config = config
+        self.pruner: Pruner | None = None
+        self.report: SparsityReport | None = None
+        self._attachment: Attachment | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Build the Pruner over the prepared model, restore it if the Trainer resumes, and attach it.
+
+        Raises:
+            PruningError: settings that go against each other, or a checkpoint without a Pruner's state.
+        """
+        last = max(group.end_step for group in self.config.groups)
+        if last > state.max_steps:
+            raise PruningError(
+                f"end_step: want at most {state.max_steps}, the steps that the Trainer makes, got {last}"
+            )
+        if args.load_best_model_at_end:
+            raise PruningError(
+                "load_best_model_at_end: want False, got True; it could bring back weights from before the last event"
+            )
+        self.pruner, self.report = Pruner(kwargs["model"], self.config), None
+        if state.global_step:
+            path = _folder(args, state) / _STATE
+            if not path.is_file():
+                raise PruningError(f"{path}: is missing, so pruning cannot go on from step {state.global_step}")
+            self.pruner.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._attachment = self.pruner.attach(kwargs["optimizer"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the Pruner's state into the Trainer's checkpoint."""
+        if state.is_world_process_zero and self.pruner is not None:
+            pruner = self.pruner
+            atomic_save(_folder(args, state) / _STATE, lambda path: torch.save(pruner.state_dict(), path))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the sparsity that the masks have to the log."""
+        if self.pruner is not None and state.log_history:
+            state.log_history[-1]["sparsity"] = self.pruner.sparsity()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Detach, and count zeros."""
+        if self._attachment is not None and self.pruner is not None:
+            self._attachment.detach()
+            self._attachment = None
+            self.report = self.pruner.report()
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Of the Trainer's checkpoint at this step."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -1,0 +1,101 @@
+"""Pruning inside transformers' Trainer: its steps, its checkpoints, and resuming as if it had never stopped."""
+
+import pytest
+import torch
+
+from trisparse import PruningConfig, PruningError
+
+transformers = pytest.importorskip("transformers")
+from trisparse import PruningCallback  # noqa: E402 (needs transformers)
+
+CONFIG = {
+    "pattern": "4x1",
+    "target_sparsity": 0.75,
+    "start_step": 2,
+    "end_step": 8,
+    "pruning_frequency": 2,
+    "op_names": ["encoder"],
+}
+
+
+class StopAt(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step >= self.step
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """A Trainer over a tiny BERT on made-up sentences, twelve steps long."""
+
+    def make(name="out", config=CONFIG, callback=None, **arguments):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, intermediate_size=64))
+        ids = torch.randint(40, (96, 8), generator=torch.Generator().manual_seed(1))
+        data = [{"input_ids": row, "labels": int(row[0] > 20)} for row in ids]
+        settings = {"max_steps": 12, "per_device_train_batch_size": 8, "save_steps": 5, "report_to": [], "seed": 3}
+        settings |= {"disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3, "logging_steps": 4} | arguments
+        args = transformers.TrainingArguments(str(tmp_path / name), **settings)
+        callback = callback or PruningCallback(PruningConfig(**config))
+        return transformers.Trainer(model, args, train_dataset=data, callbacks=[callback]), callback
+
+    return make
+
+
+def test_prunes_and_reports(trainer):
+    running, callback = trainer()
+    running.train()
+    assert callback.pruner.step_count == 12
+    assert callback.report.complete
+    assert callback.report.pruned_layers == pytest.approx(0.75, abs=1e-3)
+    history = [row["sparsity"] for row in running.state.log_history if "loss" in row]
+    assert history[0] < 0.75 == pytest.approx(history[-1], abs=1e-3)
+    assert not running.optimizer.optimizer._optimizer_step_pre_hooks
+
+
+def test_steps_are_optimizer_steps(trainer):
+    running, callback = trainer(gradient_accumulation_steps=3)
+    running.train()
+    assert callback.pruner.step_count == 12
+
+
+def test_bf16(trainer):
+    running, callback = trainer(bf16=True)
+    running.train()
+    assert callback.report.complete
+
+
+def test_resumed_equals_uninterrupted(trainer, tmp_path):
+    whole, callback = trainer("whole")
+    whole.train()
+    first, _ = trainer("parts")
+    first.add_callback(StopAt(7))
+    first.train()
+    assert (tmp_path / "parts" / "checkpoint-5" / "pruner.pt").is_file()
+    second, resumed = trainer("parts")
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-5"))
+    assert resumed.pruner.step_count == callback.pruner.step_count == 12
+    for (name, a), b in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(callback.pruner.masks().values(), resumed.pruner.masks().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_without_the_pruner_is_refused(trainer, tmp_path):
+    running, _ = trainer()
+    running.train()
+    (tmp_path / "out" / "checkpoint-5" / "pruner.pt").unlink()
+    with pytest.raises(PruningError, match=r"checkpoint-5/pruner.pt: is missing, so pruning cannot go on from step 5"):
+        trainer()[0].train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
+
+
+def test_misuse(trainer):
+    with pytest.raises(PruningError, match="end_step: want at most 6, the steps that the Trainer makes, got 8"):
+        trainer(max_steps=6)[0].train()
+    with pytest.raises(PruningError, match="load_best_model_at_end: want False"):
+        trainer(load_best_model_at_end=True, save_strategy="no", eval_strategy="no", metric_for_best_model="loss")[
+            0
+        ].train()
