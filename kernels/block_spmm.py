@@ -9,21 +9,21 @@ from torch import Tensor
 
 from trisparse.kernels.access import warps
 from trisparse.kernels.epilogue import finish
+from trisparse.kernels.vector_spmm import stages
 
 TOKENS, DEPTH = 128, 64  # a program's tokens at most, and columns at once
-_STAGE_BYTES = 1 << 16  # of shared memory that loads under way may take
 
 
 @triton.jit
 def multiply_blocks(
-    x_ptr, values_ptr, columns_ptr, slots_ptr, pointers_ptr, order_ptr, bias_ptr, out_ptr, tokens, inner, outer,
+    x_ptr, values_ptr, places_ptr, slots_ptr, pointers_ptr, order_ptr, bias_ptr, out_ptr, tokens, inner, outer,
     N: tl.constexpr, M: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr,
     TRANSPOSED: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """`TOKENS` tokens and one group of rows of W, or with `TRANSPOSED` one block column.
 
-    `x` is `[tokens, inner]`, `out` `[tokens, outer]`. Forward, `columns` are block columns. Transposed, entry i is the
-    block `slots[i]` of the group `columns[i]`.
+    `x` is `[tokens, inner]`, `out` `[tokens, outer]`. Entry i multiplies the blocks of x at `places[i]`; transposed it
+    is block `slots[i]`, else block i. A step takes a part of a block, or several that follow each other.
     """
     line = tl.program_id(0)
     t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
@@ -31,24 +31,27 @@ def multiply_blocks(
     OUT: tl.constexpr = M if TRANSPOSED else N
     IN: tl.constexpr = N if TRANSPOSED else M
     o, k = tl.arange(0, OUT), tl.arange(0, DEPTH)
+    ahead = start + (k // IN if IN < DEPTH else 0)
+    place = tl.load(places_ptr + ahead, mask=ahead < end, other=0).to(tl.int32)
+    slot = tl.load(slots_ptr + ahead, mask=ahead < end, other=0) if TRANSPOSED else ahead
     total = tl.zeros((TOKENS, OUT), tl.float32)
-    for i in range(start, end):
-        where = tl.load(columns_ptr + i).to(tl.int32)
-        slot = i
+    for step in range(tl.cdiv((end - start) * IN, DEPTH)):
+        i = step * DEPTH % IN + k % IN  # in the block
+        stored = step * DEPTH + k < (end - start) * IN
+        c = tl.max_contiguous(tl.multiple_of(place * IN + i, 16), 16)
+        inside = (t < tokens)[:, None] & (stored & (c < inner))[None, :]
+        x = tl.load(x_ptr + t[:, None].to(tl.int64) * inner + c[None, :], mask=inside, other=0.0)  # [TOKENS, DEPTH]
         if TRANSPOSED:
-            slot = tl.load(slots_ptr + i)
-            where = tl.load(order_ptr + where)
-        block = values_ptr + slot.to(tl.int64) * (N * M)
-        for depth in tl.static_range(0, IN, DEPTH):
-            c = where * IN + depth + k
-            inside = (t < tokens)[:, None] & (c < inner)[None, :]
-            x = tl.load(x_ptr + t[:, None].to(tl.int64) * inner + c[None, :], mask=inside, other=0.0)  # [TOKENS, DEPTH]
-            if TRANSPOSED:
-                w = tl.load(block + (depth + k)[:, None] * M + o[None, :])  # [DEPTH, OUT]
-                total = tl.dot(x, w, total, input_precision="ieee")
-            else:
-                w = tl.load(block + o[:, None] * M + (depth + k)[None, :])  # [OUT, DEPTH]
-                total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
+            first = tl.multiple_of(slot.to(tl.int64) * (N * M) + i * M, M)
+            w = tl.load(values_ptr + first[:, None] + o[None, :], mask=stored[:, None], other=0.0)  # [DEPTH, OUT]
+        else:
+            first = tl.max_contiguous(tl.multiple_of(slot.to(tl.int64) * (N * M) + i, 16), 16)
+            w = tl.load(values_ptr + first[None, :] + o[:, None] * M, mask=stored[None, :], other=0.0)  # [OUT, DEPTH]
+            w = tl.trans(w)
+        ahead = start + (step + 1) * DEPTH // IN + (k // IN if IN < DEPTH else 0)
+        place = tl.load(places_ptr + ahead, mask=ahead < end, other=0).to(tl.int32)  # early: the next x waits for it
+        slot = tl.load(slots_ptr + ahead, mask=ahead < end, other=0) if TRANSPOSED else ahead
+        total = tl.dot(x, w, total, input_precision="ieee")
     first = line if TRANSPOSED else tl.load(order_ptr + line)
     finish(total, out_ptr, bias_ptr, t, first * OUT + o, tokens, outer, HAS_BIAS, ACTIVATION)
 
@@ -62,15 +65,16 @@ def launch(x: Tensor, matrix, bias: Tensor | None, activation: str, transposed: 
     if not out.numel():
         return out
     n, m = matrix.block
-    columns, pointers = (matrix.groups_t, matrix.pointers_t) if transposed else (matrix.columns, matrix.pointers)
+    places, slots, pointers = matrix.columns, matrix.columns, matrix.pointers
+    if transposed:
+        places, slots, pointers = matrix.order.index_select(0, matrix.groups_t), matrix.slots_t, matrix.pointers_t
     size = min(TOKENS, max(16, triton.next_power_of_2(tokens)))
-    depth = min(DEPTH, n if transposed else m)
-    stage = (size * depth + n * m) * x.element_size()
+    side = m if transposed else n
     multiply_blocks[len(pointers) - 1, triton.cdiv(tokens, size)](
-        x, matrix.values, columns, matrix.slots_t if transposed else columns, pointers, matrix.order,
-        out if bias is None else bias, out, tokens, inner, outer,
-        N=n, M=m, TOKENS=size, DEPTH=depth, TRANSPOSED=transposed, HAS_BIAS=bias is not None, ACTIVATION=activation,
-        num_warps=warps(threads(size, m if transposed else n)), num_stages=max(1, min(4, _STAGE_BYTES // stage)),
+        x, matrix.values, places, slots, pointers, matrix.order, out if bias is None else bias, out,
+        tokens, inner, outer,
+        N=n, M=m, TOKENS=size, DEPTH=DEPTH, TRANSPOSED=transposed, HAS_BIAS=bias is not None, ACTIVATION=activation,
+        num_warps=warps(threads(size, side)), num_stages=stages(size + side, DEPTH, x.element_size()),
     )  # fmt: skip
     return out
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trisparse.kernels.access import warps
 from trisparse.kernels.epilogue import rows_of
-from trisparse.kernels.vector_spmm import bounds, turned_over
+from trisparse.kernels.vector_spmm import bounds, stages, turned_over
 
 TOKENS, SLOTS, THREADS = 64, 64, 128
 
@@ -53,10 +53,13 @@ def gradient_of_blocks(
     total = tl.zeros((N, M), tl.float32)
     for step in range(tl.cdiv(tokens, TOKENS)):
         t = step * TOKENS + tl.arange(0, TOKENS)
-        line = t[:, None].to(tl.int64)
-        x = tl.load(x_ptr + line * cols + c[None, :], mask=(t < tokens)[:, None] & (c < cols)[None, :], other=0.0)
-        grad = tl.load(grad_ptr + line * rows + r[None, :], mask=(t < tokens)[:, None] & (r < rows)[None, :], other=0.0)
-        total = tl.dot(tl.trans(grad), x, total, input_precision="ieee")
+        line = t.to(tl.int64)
+        inside = (t < tokens)[:, None] & (c < cols)[None, :]
+        x = tl.load(x_ptr + line[:, None] * cols + c[None, :], mask=inside, other=0.0)
+        inside = (r < rows)[:, None] & (t < tokens)[None, :]
+        # read the way it is multiplied: tl.trans of what was read goes through registers
+        grad = tl.load(grad_ptr + line[None, :] * rows + r[:, None], mask=inside, other=0.0)
+        total = tl.dot(grad, x, total, input_precision="ieee")
     where = slot.to(tl.int64) * (N * M) + tl.arange(0, N)[:, None] * M + tl.arange(0, M)[None, :]
     tl.store(out_ptr + where, total.to(out_ptr.dtype.element_ty))
 
@@ -80,5 +83,6 @@ def sddmm(grad: Tensor, x: Tensor, matrix) -> Tensor:
     gradient_of_blocks[len(out),](
         grad, x.contiguous(), matrix.columns, groups, matrix.order, out, tokens, matrix.rows, matrix.cols,
         N=n, M=m, TOKENS=TOKENS, num_warps=warps(256 if n * m > 64 * 64 else THREADS),
+        num_stages=stages(n + m, TOKENS, x.element_size()),
     )  # fmt: skip
     return out

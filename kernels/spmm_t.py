@@ -28,14 +28,17 @@ def multiply_vectors_t(
     t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     start = tl.load(pointers_ptr + c, mask=c < cols, other=0)
     count = tl.load(pointers_ptr + c + 1, mask=c < cols, other=0) - start
+    AT_ONCE: tl.constexpr = min(N, 8)  # more take more registers than AMD has
     total = tl.zeros((COLS, TOKENS), tl.float32)
-    for i in range(tl.max(count, 0)):
+    for step in range(tl.max(count, 0) * (N // AT_ONCE)):
+        i, part = step // (N // AT_ONCE), step % (N // AT_ONCE) * AT_ONCE
         slot = tl.load(slots_ptr + start + i, mask=i < count, other=0).to(tl.int64)
         group = tl.load(groups_ptr + start + i, mask=i < count, other=0)
-        for n in tl.static_range(N):
-            row = tl.load(order_ptr + group * (N // RUN) + n // RUN, mask=i < count, other=0) * RUN + n % RUN
+        for j in tl.static_range(AT_ONCE):
+            run = tl.load(order_ptr + group * (N // RUN) + part // RUN + j // RUN, mask=i < count, other=0)
+            row = run * RUN + part % RUN + j % RUN
             inside = (i < count) & (row < rows)
-            w = tl.load(values_ptr + slot * N + n, mask=inside, other=0.0).to(tl.float32)
+            w = tl.load(values_ptr + slot * N + part + j, mask=inside, other=0.0).to(tl.float32)
             where = row[:, None].to(tl.int64) * stride + t[None, :]
             grad = tl.load(grad_t_ptr + where, mask=inside[:, None] & (t < stride)[None, :], other=0.0)
             total += w[:, None] * grad.to(tl.float32)  # [COLS, TOKENS]

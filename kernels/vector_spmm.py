@@ -19,7 +19,7 @@ FEW_TOKENS = 8
 TOKENS, STEP = 128, 64  # a program's tokens, and slots at once
 ROWS = 256  # of a program that adds shares up
 THREADS, FEW_THREADS = 128, 128
-_FEW_PRODUCTS = 4096  # of a step with few tokens
+_STAGE_BYTES = 96 << 10  # of shared memory for loads under way; AMD has 64 KiB, and keeps two stages of three there
 _LEAST_SHARE = 256  # slots below which a share does not pay for its sum
 _CPU_PROCESSORS = 2  # what a CPU under the interpreter counts as
 
@@ -41,15 +41,16 @@ def multiply_vectors(
     t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     n = tl.arange(0, N)
     start, end = bounds(pointers_ptr, group)
+    k = tl.arange(0, STEP)
+    c = tl.load(columns_ptr + start + k, mask=start + k < end, other=-1)
     total = tl.zeros((TOKENS, N), tl.float32)
     for step in range(0, tl.cdiv(end - start, STEP)):
-        s = start + step * STEP + tl.arange(0, STEP)
-        c = tl.load(columns_ptr + s, mask=s < end, other=-1).to(tl.int64)
-        x = tl.load(
-            x_t_ptr + c[:, None] * stride + t[None, :], mask=(c >= 0)[:, None] & (t < stride)[None, :], other=0.0
-        )  # [STEP, TOKENS]
+        s = start + step * STEP + k
+        inside = (t < stride)[:, None] & (c >= 0)[None, :]
+        x = tl.load(x_t_ptr + c[None, :].to(tl.int64) * stride + t[:, None], mask=inside, other=0.0)  # [TOKENS, STEP]
         w = tl.load(values_ptr + s[:, None].to(tl.int64) * N + n[None, :], mask=(s < end)[:, None], other=0.0)
-        total = tl.dot(tl.trans(x), w, total, input_precision="ieee")
+        c = tl.load(columns_ptr + s + STEP, mask=s + STEP < end, other=-1)  # early: x of the next step waits for it
+        total = tl.dot(x, w, total, input_precision="ieee")
     r = rows_of(order_ptr, group, N, RUN)
     finish(total, out_ptr, bias_ptr, t, r, tokens, rows, HAS_BIAS, ACTIVATION)
 
@@ -62,19 +63,22 @@ def multiply_vectors_few(
 ):  # fmt: skip
     """All tokens and a share of one group; shares go to `[share, tokens, rows]` in fp32, without bias."""
     group, share = tl.program_id(0), tl.program_id(1)
-    t, n = tl.arange(0, TOKENS), tl.arange(0, N)
+    t = tl.arange(0, TOKENS)
     start, end = bounds(pointers_ptr, group)
     length = tl.cdiv(tl.cdiv(end - start, shares), 16) * 16
     start += share * length
     end = tl.minimum(end, start + length)
+    k, i = tl.arange(0, STEP), tl.arange(0, STEP * N)
+    c = tl.load(columns_ptr + start + k, mask=start + k < end, other=-1)
     total = tl.zeros((STEP, N, TOKENS), tl.float32)
     for step in range(0, tl.cdiv(end - start, STEP)):
-        s = start + step * STEP + tl.arange(0, STEP)
-        c = tl.load(columns_ptr + s, mask=s < end, other=-1).to(tl.int64)
-        inside = (c >= 0)[:, None] & (t < tokens)[None, :]
-        x = tl.load(x_ptr + t[None, :].to(tl.int64) * cols + c[:, None], mask=inside, other=0.0)  # [STEP, TOKENS]
-        w = tl.load(values_ptr + s[:, None].to(tl.int64) * N + n[None, :], mask=(s < end)[:, None], other=0.0)
-        total += w.to(tl.float32)[:, :, None] * x.to(tl.float32)[:, None, :]
+        first = start + step * STEP
+        inside = (c >= 0)[:, None, None] & (t < tokens)[None, None, :]
+        where = t[None, None, :].to(tl.int64) * cols + c[:, None, None].to(tl.int64)
+        x = tl.load(x_ptr + where, mask=inside, other=0.0)  # [STEP, 1, TOKENS]
+        w = tl.load(values_ptr + first.to(tl.int64) * N + i, mask=i < (end - first) * N, other=0.0)
+        c = tl.load(columns_ptr + first + STEP + k, mask=first + STEP + k < end, other=-1)
+        total += tl.reshape(w.to(tl.float32), (STEP, N, 1)) * x.to(tl.float32)
     whole = tl.trans(tl.sum(total, 0))  # [TOKENS, N]
     r = rows_of(order_ptr, group, N, RUN)
     if IS_SHARE:
@@ -92,6 +96,16 @@ def turned_over(x: Tensor) -> Tensor:
     out[:, :tokens] = x.t()
     out[:, tokens:] = 0
     return out
+
+
+def stages(lines: int, depth: int, itemsize: int) -> int:
+    """Steps under way at once, in which `lines` of `depth` numbers are loaded."""
+    return max(1, min(3, _STAGE_BYTES // (lines * depth * itemsize)))
+
+
+def few_step(n: int, tokens: int) -> int:
+    """Slots at once with few tokens: 16 bytes a thread, or 32 where registers are left."""
+    return (2048 if tokens == 1 else 1024) // n
 
 
 def shares_of(groups: int, longest: int, processors: int) -> int:
@@ -114,7 +128,8 @@ def vector_spmm(x: Tensor, matrix, bias: Tensor | None, activation: str) -> Tens
         size = min(TOKENS, triton.next_power_of_2(tokens))
         multiply_vectors[groups, triton.cdiv(tokens, size)](
             x_t, *parts, out, tokens, x_t.shape[1], rows,
-            TOKENS=size, STEP=STEP, num_warps=warps(THREADS), num_stages=3, **constants,
+            TOKENS=size, STEP=STEP, num_warps=warps(THREADS),
+            num_stages=stages(size + n, STEP, x.element_size()), **constants,
         )  # fmt: skip
         return out
     width = triton.next_power_of_2(tokens)
@@ -125,7 +140,7 @@ def vector_spmm(x: Tensor, matrix, bias: Tensor | None, activation: str) -> Tens
         constants |= {"HAS_BIAS": False, "ACTIVATION": "none"}
     multiply_vectors_few[groups, shares](
         x, *parts, target, tokens, matrix.cols, rows, shares,
-        TOKENS=width, STEP=min(256, _FEW_PRODUCTS // (n * width)), IS_SHARE=shares > 1,
+        TOKENS=width, STEP=few_step(n, width), IS_SHARE=shares > 1,
         num_warps=warps(FEW_THREADS), **constants,
     )  # fmt: skip
     if shares > 1:

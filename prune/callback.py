@@ -47,8 +47,8 @@ class PruningCallback(TrainerCallback):
         Raises:
             PruningError: settings that go against each other, or a checkpoint without a Pruner's state.
         """
-        last = max(group.end_step for group in self.config.groups)
-        if last > state.max_steps:
+        last = max(group.end_step or 0 for group in self.config.groups)
+        if state.max_steps is not None and last > state.max_steps:
             raise PruningError(
                 f"end_step: want at most {state.max_steps}, the steps that the Trainer makes, got {last}"
             )

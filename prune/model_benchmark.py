@@ -45,7 +45,7 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
         raise PruningError(f"{folder}: config.json: want a model with a vocab_size, which takes input_ids")
     small, report = compress(copy.deepcopy(dense), "memory", tokens)
     fast, _ = compress(copy.deepcopy(dense), "speed", tokens)
-    ends = []
+    ends: list[dict[str, Any]] = []
     for name, model in (("memory", small), ("speed", fast), ("dense again", copy.deepcopy(dense))):
         gains = {count: _end_to_end(dense, model, ids, count, device) for count in tokens}
         ends.append({"prefer": name, "times_faster": gains})

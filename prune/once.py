@@ -12,7 +12,7 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner import Pruner
 from trisparse.prune.report import SparsityReport
 
-_SCHEDULE = ("pruning_type", "start_step", "end_step", "pruning_frequency", "sparsity_decay_type", "reg_type")
+SCHEDULE = ("pruning_type", "start_step", "end_step", "pruning_frequency", "sparsity_decay_type", "reg_type")
 
 
 def prune_once(model: nn.Module, **keys: Any) -> SparsityReport:
@@ -29,7 +29,7 @@ def prune_once(model: nn.Module, **keys: Any) -> SparsityReport:
         PruningError: what the keys ask for does not fit the model, or needs a training loop.
     """
     groups = [group for group in keys.get("pruning_configs") or [] if isinstance(group, Mapping)]
-    for key in _SCHEDULE:
+    for key in SCHEDULE:
         if any(key in mapping for mapping in (keys, *groups)):
             raise PruningError(f"{key}: prune_once prunes by magnitude, at once; for a schedule use Pruner")
     pruner = Pruner(model, PruningConfig(pruning_type="magnitude", start_step=0, end_step=0, **keys))

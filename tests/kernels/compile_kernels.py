@@ -22,6 +22,8 @@ from triton.compiler import ASTSource
 
 from trisparse.kernels import (
     apply_masks,
+    block_spmm,
+    epilogue,
     mask_24,
     masked_adamw,
     mm_24,
@@ -29,8 +31,11 @@ from trisparse.kernels import (
     nm_mask_2d,
     pack_24,
     score_units,
+    sddmm,
     select_units,
+    spmm_t,
     unpack_24,
+    vector_spmm,
 )
 from trisparse.kernels.layouts_24 import QUADS
 from trisparse.kernels.plan import SELECTION_CHUNK
@@ -48,11 +53,24 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = dict.fromkeys(
     ("pointers", "shapes", "lengths", "sizes", "low", "high", "targets", "limits", "total"), "*i64"
 )
-SIZES = ("numel", "rows", "cols", "padded_rows", "padded_cols")  # multiples of 16 on fast paths
+SIZES = (
+    "numel",
+    "rows",
+    "cols",
+    "padded_rows",
+    "padded_cols",
+    "stride",
+    "inner",
+    "outer",
+)  # multiples of 16 on fast paths
 SCALARS = {
     "padded_rows": "i32",
     "padded_cols": "i32",
     "tokens": "i32",
+    "stride": "i32",
+    "inner": "i32",
+    "outer": "i32",
+    "shares": "i32",
     "steps": "i32",
     "decay": "fp32",
     "unscale": "fp32",
@@ -142,6 +160,7 @@ def variants():
     yield "set_limits", select_units.set_limits, {"LOCAL": False, "BLOCK": 128}, {}, 128, 128, False
     yield "share_out", select_units.share_out, {"BLOCK": 128}, {}, 128, 128, False
     yield from variants_24()
+    yield from variants_blocks()
 
 
 def variants_24():
@@ -180,6 +199,45 @@ def variants_24():
     yield "write_mask", mask_24.write_mask, constants, types, 16 * 256, mask_24.THREADS, False
 
 
+def variants_blocks():
+    """Products with column vectors and blocks, and their gradients, in the sizes that the launchers choose."""
+    data = ("x_ptr", "x_t_ptr", "grad_ptr", "grad_t_ptr", "values_ptr", "bias_ptr", "out_ptr")
+    types = dict.fromkeys(data, "*bf16") | {"columns_ptr": "*i16", "shares_ptr": "*fp32"}
+    ends = {"HAS_BIAS": True, "ACTIVATION": "gelu"}
+    for n, run in [(4, 4), (8, 8), (16, 16), (16, 4), (32, 32)]:
+        stages = vector_spmm.stages(vector_spmm.TOKENS + n, vector_spmm.STEP, 2)
+        name, vectors = f"{n}x1{'' if run == n else f' in runs of {run}'}", {"N": n, "RUN": run}
+        product = ends | {"STEP": vector_spmm.STEP, "num_stages": stages}
+        for module, kernel, size, sizes in [
+            (vector_spmm, "multiply_vectors", n * vector_spmm.STEP, product),
+            (sddmm, "gradient_of_vectors", n * sddmm.SLOTS, {"SLOTS": sddmm.SLOTS}),
+            (spmm_t, "multiply_vectors_t", min(n, 8) * spmm_t.COLS, {"COLS": spmm_t.COLS}),
+        ]:
+            constants = vectors | sizes | {"TOKENS": module.TOKENS}
+            yield f"{kernel} {name}", getattr(module, kernel), constants, types, size, module.THREADS, True
+        for tokens in (1, 8):
+            step = vector_spmm.few_step(n, tokens)
+            constants = vectors | {"TOKENS": tokens, "STEP": step, "IS_SHARE": tokens > 1, "HAS_BIAS": tokens == 1}
+            constants |= {"ACTIVATION": "none" if tokens > 1 else "gelu"}
+            result = {"out_ptr": "*fp32" if tokens > 1 else "*bf16"}
+            kernel = vector_spmm.multiply_vectors_few, constants, types | result
+            yield f"multiply_vectors_few {tokens} {name}", *kernel, n * step, vector_spmm.FEW_THREADS, True
+    for n in (16, 32, 64, 128):
+        tokens, sides = block_spmm.TOKENS, {"N": n, "M": n}
+        stages = block_spmm.stages(tokens + n, block_spmm.DEPTH, 2)
+        for transposed in (False, True):
+            constants = {"TOKENS": tokens, "DEPTH": block_spmm.DEPTH, "num_stages": stages}
+            kernel = block_spmm.multiply_blocks, sides | ends | constants | {"TRANSPOSED": transposed}
+            places, threads = {"places_ptr": "*i32" if transposed else "*i16"}, block_spmm.threads(tokens, n)
+            name = f"multiply_blocks {n}{' transposed' if transposed else ''}"
+            yield name, *kernel, types | places, n * block_spmm.DEPTH, threads, True
+        constants = sides | {"TOKENS": sddmm.TOKENS, "num_stages": sddmm.stages(2 * n, sddmm.TOKENS, 2)}
+        kernel = sddmm.gradient_of_blocks, constants, types
+        yield f"gradient_of_blocks {n}", *kernel, n * n, 256 if n > 64 else sddmm.THREADS, True
+    constants = ends | {"ROWS": vector_spmm.ROWS}
+    yield "add_shares", epilogue.add_shares, constants, types, vector_spmm.ROWS, 128, False
+
+
 def compile_kernel(kernel, constants, types, threads, target):
     signature, values, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -192,7 +250,7 @@ def compile_kernel(kernel, constants, types, threads, target):
     return triton.compile(
         ASTSource(kernel, signature, values, attributes),
         target=target,
-        options={"num_warps": threads // target.warp_size},
+        options={"num_warps": threads // target.warp_size} | {k: v for k, v in constants.items() if k == "num_stages"},
     )
 
 
@@ -226,7 +284,7 @@ def read_amd(compiled):
     return {
         "registers": field("vgpr_count"),
         "local": field("vgpr_spill_count") + field("sgpr_spill_count") + field("private_segment_fixed_size"),
-        "wide": sum(op.startswith(("global_load", "flat_load")) and op.endswith("x4") for op in opcodes),
+        "wide": sum(op.startswith(("global_load", "flat_load", "buffer_load")) and op.endswith("x4") for op in opcodes),
         "wide_stores": sum(op.startswith(("global_store", "flat_store")) and op.endswith("x4") for op in opcodes),
         "total": sum(op != "s_nop" for op in opcodes),
     }

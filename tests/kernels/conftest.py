@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from trisparse.sparse_ops import Plan
+from trisparse.sparse_ops import Plan, spmm
 
 KERNELS = {
     "score_units": ["score_tiles", "score_lines"],
@@ -20,6 +20,10 @@ KERNELS = {
     "unpack_24": ["unpack_rows"],
     "mask_24": ["write_mask"],
     "mm_24": ["multiply_few"],
+    "vector_spmm": ["multiply_vectors", "multiply_vectors_few", "add_shares"],
+    "block_spmm": ["multiply_blocks"],
+    "spmm_t": ["multiply_vectors_t"],
+    "sddmm": ["gradient_of_vectors", "gradient_of_blocks"],
 }  # fmt: skip
 
 
@@ -29,9 +33,18 @@ def kernels_on_cpu(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("a GPU runs the kernels by itself")
     monkeypatch.setattr(Plan, "_is_for_kernels", lambda self, device: True)
-    library = torch.library.Library("trisparse", "IMPL")
+    kernels = {"spmm_t": spmm._spmm_t_kernel, "sddmm": spmm._sddmm_kernel}
     for name in (*KERNELS, "repack_24"):
-        library.impl(name, importlib.import_module(f"trisparse.sparse_ops.{name}")._kernel, "CPU")
+        if name not in kernels:
+            kernels[name] = importlib.import_module(f"trisparse.sparse_ops.{name}")._kernel
+    with monkeypatch.context() as instead:  # see what defining a product registers
+        instead.setattr(spmm, "define", lambda schema, _, kernel, fake: kernels.update({schema.split("(")[0]: kernel}))
+        instead.setattr(spmm, "differentiable", lambda *functions: None)
+        for name in ("vector_spmm", "block_spmm"):
+            spmm.define_product(name, kernels[name])
+    library = torch.library.Library("trisparse", "IMPL")
+    for name, kernel in kernels.items():
+        library.impl(name, kernel, "CPU")
     yield
     library._destroy()
 
