@@ -25,6 +25,7 @@ def test_the_readme_names_flags_and_keys_that_exist():
     from trisparse.prune.config import KEYS
 
     flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}
+    flags |= {"model", "models", "prefer", "format"}
     assert set(re.findall(r"--([a-z_]+)", README)) <= flags
     table = README.split("## Configuration")[1].split("## Coming")[0]
     keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
@@ -59,6 +60,10 @@ def test_the_readme_numbers_are_those_of_its_files():
     assert f"All {real['texts']} validation predictions stay" in README
     ones, many = real["times_faster_1"], real["times_faster_32"]
     assert f"{ones:.2f}x as fast with 1 text and {many:.2f}x with 32, with {real['parameters_left']:.0%}" in README
+    for row in json.loads((results / "compress_mrpc_cpu.json").read_text())["rows"]:
+        assert row["changed"] == 0
+        assert f"| {row['times_faster_1']:.2f}x | {row['times_faster_32']:.2f}x |" in README
+        assert f"| {row['file_bytes_before'] / 2**20:.1f} → {row['file_bytes_after'] / 2**20:.1f} |" in README
     for run in json.loads((results / "glue_mrpc_minilm_cpu.json").read_text())["runs"]:
         assert f"{run['eval']['accuracy']:.4f} / {run['eval']['f1']:.4f}" in README
         assert run["pattern"] == "dense" or f"{run['sparsity']['matmul_gemm_conv']:.4f}" in README
