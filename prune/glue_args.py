@@ -47,6 +47,9 @@ class DataArguments:
     dataset_dir: str | None = _arg(None, "Folder with train and validation as .jsonl, .csv, .tsv or .parquet.")
     train_file: str | None = _arg(None, "Training file, instead of the one in dataset_dir.")
     validation_file: str | None = _arg(None, "Validation file, instead of the one in dataset_dir.")
+    holdout_fraction: float = _arg(
+        0.0, "Share of the training examples to hold out and evaluate on, in place of the validation set: for tuning."
+    )
     max_length: int = _arg(128, "Tokens after which a text is cut.")
     pad_to_max_length: bool = _arg(False, "Pad to max_length, not to the longest text of the batch.")
     group_by_length: bool = _arg(False, "Batch texts of similar length together.")
@@ -238,6 +241,8 @@ def _check_numbers(args: GlueArguments) -> None:
             raise PruningError(f"--{name}: want at least {least} and below {_HUGE:g}, got {value}")
     if not 0 <= t.seed < 2**32:
         raise PruningError(f"--seed: want a whole number from 0 up to but not 2**32, got {t.seed}")
+    if not 0 <= d.holdout_fraction <= 0.5:
+        raise PruningError(f"--holdout_fraction: want 0 to 0.5, got {d.holdout_fraction}")
     for name, number in (("learning_rate", t.learning_rate), ("num_train_epochs", t.num_train_epochs)):
         if number is not None and not 0 < number < _HUGE:
             raise PruningError(f"--{name}: want a number above 0 and below {_HUGE:g}, got {number}")

@@ -18,6 +18,7 @@ from trisparse.prune.glue_tasks import Task
 
 Example = dict[str, Any]
 _HUB = "nyu-mll/glue"
+_HOLDOUT_SEED = 0  # not the run's: runs of several seeds are compared on the same held-out examples
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Example]]:
@@ -120,8 +121,28 @@ def load_splits(data: DataArguments, task: Task) -> dict[str, list[Example]]:
     Raises:
         PruningError: a file is missing or malformed, or the hub can't be reached.
     """
-    if data.dataset_dir is None and data.train_file is None:
-        return _load_hub(task)
+    splits = _load_files(data, task) if data.dataset_dir or data.train_file else _load_hub(task)
+    return hold_out(splits["train"], data.holdout_fraction) if data.holdout_fraction else splits
+
+
+def hold_out(train: Sequence[Example], fraction: float) -> dict[str, list[Example]]:
+    """Split training examples in two, `fraction` of them as `validation`; the same split at every call.
+
+    Raises:
+        PruningError: one of the two would be empty.
+    """
+    count = round(fraction * len(train))
+    if not 0 < count < len(train):
+        raise PruningError(f"--holdout_fraction: {fraction} of {len(train)} training examples leaves one part empty")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_HOLDOUT_SEED)).tolist()
+    chosen = set(order[:count])
+    parts: dict[str, list[Example]] = {"train": [], "validation": []}
+    for i, example in enumerate(train):
+        parts["validation" if i in chosen else "train"].append(example)
+    return parts
+
+
+def _load_files(data: DataArguments, task: Task) -> dict[str, list[Example]]:
     folder = Path(data.dataset_dir) if data.dataset_dir else None
 
     def path(given: str | None, *splits: str) -> Path:
