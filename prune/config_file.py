@@ -49,7 +49,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _parse(path: Path) -> Any:
+def parse_file(path: Path) -> Any:
+    """What a JSON or YAML file holds.
+
+    Raises:
+        PruningError: it can't be read or parsed.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +72,16 @@ def _parse(path: Path) -> Any:
 
 
 def find_config(name: str) -> Path:
-    """The file of this path, or the recipe of this name that comes with the package.
+    """The config of this path, or the one of this name that comes with the package.
+
+    Raises:
+        PruningError: neither is there.
+    """
+    return find_file(name, RECIPES)
+
+
+def find_file(name: str, folder: Path) -> Path:
+    """The file of this path, or the one of this name in a folder of YAML files.
 
     Raises:
         PruningError: neither is there.
@@ -75,9 +89,9 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    recipes = sorted({p.stem for p in RECIPES.iterdir() if p.suffix in (".json", ".yaml")})
+    recipes = sorted(p.stem for p in folder.glob("*.yaml"))
     if name in recipes:
-        return RECIPES / f"{name}.yaml"
+        return folder / f"{name}.yaml"
     raise PruningError(
         f"{name}: no such file, and no recipe of that name ({', '.join(recipes)}){nearest(name, recipes)}"
     )
@@ -93,7 +107,7 @@ def load_config(path: str | Path, *, defaults: Mapping[str, Any] | None = None, 
         PruningError: the file can't be read or is no config, or a flag that every group overrides.
     """
     path = Path(path)
-    content = _parse(path)
+    content = parse_file(path)
     if isinstance(content, list):
         content = {"pruning_configs": content}
     if not isinstance(content, dict):

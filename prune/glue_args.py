@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from trisparse.prune.config import PruningConfig
 from trisparse.prune.config_file import find_config, load_config
 from trisparse.prune.errors import PruningError, nearest
+from trisparse.prune.glue_recipe import recipe_flags
 from trisparse.prune.glue_tasks import find_task
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -31,6 +32,7 @@ def _arg(default: Any, help: str) -> Any:
 class ModelArguments:
     """What is trained, and what it learns from."""
 
+    recipe: str | None = _arg(None, "Flags of a published row by its name, or of a .yaml; a flag that is given wins.")
     model_name_or_path: str | None = _arg(None, "Folder or hub name of the model to train.")
     teacher_model_name_or_path: str | None = _arg(None, "Dense teacher; default: the model itself as it was loaded.")
     use_slow_tokenizer: bool = _arg(False, "Use the tokenizer that is not backed by Rust, where there is one.")
@@ -162,19 +164,26 @@ def parse_arguments(argv: Sequence[str]) -> GlueArguments:
             # --a_b and --a-b are one flag: a prefix of both is not ambiguous
             return list({id(match[0]): match for match in super()._get_option_tuples(option_string)}.values())
 
+    def parse(words: Sequence[str]) -> Any:
+        return parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True, look_for_args_file=False)
+
     parser = Parser(_GROUPS, prog="trisparse-glue", description="Fine-tune, prune and distil on a GLUE task.")
-    *groups, rest = parser.parse_args_into_dataclasses(
-        list(argv), return_remaining_strings=True, look_for_args_file=False
-    )
+    *groups, rest = parse(argv)
+    if recipe := groups[0].recipe:
+        argv = [*recipe_flags(recipe, _flag_names()), *argv]
+        *groups, rest = parse(argv)
     if rest:
-        flags = [f.name for group in _GROUPS for f in dataclasses.fields(group)]
-        known = nearest(rest[0].split("=")[0].lstrip("-"), flags).replace("'", "")
+        known = nearest(rest[0].split("=")[0].lstrip("-"), _flag_names()).replace("'", "")
         raise PruningError(f"{rest[0]}: unknown argument{known.replace('mean ', 'mean --')}")
     args = GlueArguments(*groups)
     _check(args)
     if (unfelt := args.unfelt_flags()) and not any(re.match(r"--do[_-]p", word) for word in argv):
         raise PruningError(f"{unfelt[0]}: has no effect without --do_prune; add it, or --do_prune False to train dense")
     return args
+
+
+def _flag_names() -> list[str]:
+    return [f.name for group in _GROUPS for f in dataclasses.fields(group)]
 
 
 def _check(args: GlueArguments) -> None:

@@ -26,7 +26,7 @@ _OURS = (
 # what may differ between a run and the one that goes on with it
 _FREE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id",
-    "cache_teacher", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file",
+    "cache_teacher", "recipe", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from trisparse import PruningError
 from trisparse.prune.glue_args import parse_arguments
 from trisparse.prune.glue_plan import make_plan
+from trisparse.prune.glue_recipe import GLUE_RECIPES
 
 BASE = ["--model_name_or_path", "m", "--task_name", "mrpc", "--output_dir", "o"]
 PRUNE = [*BASE, "--do_prune"]
@@ -43,6 +44,7 @@ PRUNE = [*BASE, "--do_prune"]
         ([*PRUNE, "--pruning_config", "mixed", "--pruning_pattern", "2:4"], "pattern: '2:4' has no effect: every group of"),
         ([*BASE, "--pruning_pattern", "2:4"], "--pruning_pattern: has no effect without --do_prune; add it, or --do_prune False"),
         ([*BASE, "--teacher_model_name_or_path", "t"], "--teacher_model_name_or_path: has no effect without --distill_loss_weight"),
+        ([*BASE, "--holdout_fraction", "0.6"], "--holdout_fraction: want 0 to 0.5, got 0.6"),
         ([*BASE, "--seed", "4294967296"], "--seed: want a whole number from 0"),
         ([*PRUNE, "--sparsity_warm_epochs", "1e308"], "--sparsity_warm_epochs: want at least 0 and below 1e"),
         ([*PRUNE, "--pruning_type", "pattern_lock", "--cooldown_epochs", "1"], "--cooldown_epochs: pattern_lock holds from the first step"),
@@ -161,3 +163,59 @@ def test_what_wins_over_what(tmp_path):
     assert [g.end_step for g in groups] == [200, 200]
     assert [str(g.pattern) for g in groups] == ["2x1", "1x1"]
     assert [g.pruning_op_types for g in groups] == [("Linear",)] * 2
+
+
+@pytest.mark.parametrize("path", sorted(GLUE_RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_published_row_has_a_recipe(path):
+    args = parse_arguments(["--recipe", path.stem, "--model_name_or_path", "m", "--output_dir", "o"])
+    model, task, pattern = path.stem.replace("bert-mini", "mini").split("-", 2)
+    batches, epochs = {("mini", "mrpc"): (230, 15), ("mini", "sst2"): (4210, 15), ("distilbert", "mrpc"): (230, 120)}[
+        model, task
+    ]
+    plan = make_plan(args, batches)
+    assert args.data.task_name == task
+    if pattern == "dense":
+        assert plan.window is None
+        assert not args.model.distill_loss_weight
+        return
+    assert plan.epochs == epochs
+    target = {"2-4": 0.5, "1xchannel": 0.674 if task == "mrpc" else 0.541}.get(pattern, 0.9)
+    groups = args.pruning_config(plan.window).groups
+    assert [group.target_sparsity for group in groups] == [target] * len(groups)
+    assert {str(group.pattern) for group in groups} == {
+        "2-4": {"2:4"}, "mixed": {"1x1", "4x1"}, "4x1": {"4x1"},
+    }.get(pattern, {"1xchannel"})  # fmt: skip
+
+
+def test_a_given_flag_wins_over_the_recipe(tmp_path):
+    base = ["--recipe", "bert-mini-mrpc-2-4", "--model_name_or_path", "m", "--output_dir", "o"]
+    assert parse_arguments(base).training.learning_rate == 1e-3
+    assert parse_arguments([*base, "--learning_rate", "3e-4"]).training.learning_rate == 3e-4
+    dense = parse_arguments([*base, "--do_prune", "False"])
+    assert not dense.pruning.do_prune
+    own = tmp_path / "own.yaml"
+    own.write_text("task_name: rte\nmodel_name_or_path: m\noutput_dir: o\ndo_prune: true\npruning_pattern: 2:4\n")
+    args = parse_arguments([f"--recipe={own}"])
+    assert (args.data.task_name, args.pruning.pruning_pattern) == ("rte", "2:4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "own.yaml: 'learning_rat': unknown flag; did you mean 'learning_rate'"),
+        ("recipe: mixed", "own.yaml: 'recipe': unknown flag"),
+        ("- 1", "own.yaml: want a mapping of flags, got list"),
+        ("task_name: [mrpc]", r"own.yaml: task_name: want text, a number, true or false, got \['mrpc'\]"),
+        ("task_name:", "own.yaml: task_name: want text, a number, true or false, got None"),
+        ("a: {", "own.yaml: "),
+    ],
+)
+def test_broken_recipes(tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(PruningError, match=message):
+        parse_arguments(["--recipe", str(tmp_path / "own.yaml")])
+
+
+def test_an_unknown_recipe_names_the_known():
+    with pytest.raises(PruningError, match="--recipe: bert-mini-mrpc-4x2: no such file.*did you mean 'bert-mini-mrpc-4x1'"):
+        parse_arguments([*BASE, "--recipe", "bert-mini-mrpc-4x2"])
