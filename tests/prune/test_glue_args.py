@@ -217,5 +217,7 @@ def test_broken_recipes(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_names_the_known():
-    with pytest.raises(PruningError, match="--recipe: bert-mini-mrpc-4x2: no such file.*did you mean 'bert-mini-mrpc-4x1'"):
+    with pytest.raises(
+        PruningError, match="--recipe: bert-mini-mrpc-4x2: no such file.*did you mean 'bert-mini-mrpc-4x1'"
+    ):
         parse_arguments([*BASE, "--recipe", "bert-mini-mrpc-4x2"])
