@@ -138,3 +138,17 @@ def test_metrics_agree_with_scikit_learn():
     assert got == {"accuracy": metrics.accuracy_score(true, said), "f1": metrics.f1_score(true, said)}
     (got,) = compute_metrics(TASKS["cola"], said.tolist(), true.tolist()).values()
     assert got == metrics.matthews_corrcoef(true, said)
+
+
+def test_held_out_examples_are_of_the_training_set_and_always_the_same(tmp_path):
+    write(tmp_path / "train.jsonl", [{**ROWS[0], "sentence1": f"number {i}"} for i in range(20)])
+    write(tmp_path / "validation.jsonl", ROWS[:1])
+    data = DataArguments(task_name="mrpc", dataset_dir=str(tmp_path), holdout_fraction=0.1)
+    splits = load_splits(data, TASKS["mrpc"])
+    texts = {name: [row["sentence1"] for row in rows] for name, rows in splits.items()}
+    assert {name: len(rows) for name, rows in texts.items()} == {"train": 18, "validation": 2}
+    assert sorted(texts["train"] + texts["validation"]) == sorted(f"number {i}" for i in range(20))
+    assert load_splits(data, TASKS["mrpc"]) == splits
+    data.holdout_fraction = 0.01
+    with pytest.raises(PruningError, match="--holdout_fraction: 0.01 of 20 training examples leaves one part empty"):
+        load_splits(data, TASKS["mrpc"])
