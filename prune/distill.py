@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- its usual name
 
+from trisparse.prune.teacher_cache import TeacherCache
+
 TEMPERATURE = 2.0
 
 
@@ -47,34 +49,29 @@ def distillation_loss(student: Any, teacher: tuple[Tensor, Tensor], attention_ma
 
 
 class Teacher:
-    """The frozen dense model, run on every batch, or once on every example if `fill_cache` is called."""
+    """The frozen dense model: run on every batch, or only once on every example if there is a cache."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
-        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cache: TeacherCache | None = None
 
     @torch.no_grad()
-    def fill_cache(self, batches: Iterable[dict[str, Tensor]]) -> None:
-        """Keep the outputs for every example by its `index`, hidden states without their padding.
+    def fill(self, cache: TeacherCache, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Run on every example, and answer from what was kept from now on.
 
         Padding changes the last bits of an output, so the same batches give the same cache.
         """
         for batch in batches:
             inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
-            hidden, logits = self._run(inputs)
-            for i, key in enumerate(batch["index"].tolist()):
-                self._cache[key] = hidden[i, inputs["attention_mask"][i].bool()].clone(), logits[i].clone()
+            cache.put(batch["index"], inputs["attention_mask"].bool(), *self._run(inputs))
+        self._cache = cache
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden states `[batch, tokens, hidden]` and logits of a batch; `index` names its examples."""
-        if not self._cache:
+        if self._cache is None:
             return self._run(inputs)
-        mask = inputs["attention_mask"].bool()
-        rows = [self._cache[key] for key in index.tolist()]
-        hidden = rows[0][0].new_zeros((*mask.shape, rows[0][0].shape[1]))
-        hidden[mask] = torch.cat([row[0] for row in rows])
-        return hidden, torch.stack([row[1] for row in rows])
+        return self._cache.get(index, inputs["attention_mask"].bool())
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         outputs = self.model(**inputs, output_hidden_states=True)

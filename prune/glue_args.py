@@ -38,7 +38,7 @@ class ModelArguments:
     use_slow_tokenizer: bool = _arg(False, "Use the tokenizer that is not backed by Rust, where there is one.")
     distill_loss_weight: float = _arg(0.0, "Weight of the distillation loss; 0: labels alone, else no label loss.")
     distill_mode: str = _arg("hidden", "What is matched to the teacher: hidden, logits or both.")
-    cache_teacher: bool = _arg(False, "Keep the teacher's outputs of every training example in memory.")
+    cache_teacher: bool = _arg(False, "Run the teacher once on every training example, and keep what it says.")
 
 
 @dataclass

@@ -20,17 +20,18 @@ def evaluate(
     was_training = model.training
     model.eval()
     for number, (name, loader) in enumerate(loaders.items()):
-        predictions: list[float] = []
-        references: list[float] = []
+        predictions: list[torch.Tensor] = []  # on the device: a look at each batch would wait for it
+        references: list[torch.Tensor] = []
         for batch in loader:
             inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
             with accelerator.autocast():
                 logits = model(**inputs).logits.float()
             answers = logits.squeeze(1) if task.is_regression else logits.argmax(1)
             answers, labels = accelerator.gather_for_metrics((answers, batch["labels"]))
-            predictions += answers.tolist()
-            references += labels.tolist()
+            predictions.append(answers)
+            references.append(labels)
         suffix = f"_{name.removeprefix('validation_')}" if number else ""
-        results |= {k + suffix: v for k, v in compute_metrics(task, predictions, references).items()}
+        metrics = compute_metrics(task, torch.cat(predictions).tolist(), torch.cat(references).tolist())
+        results |= {k + suffix: v for k, v in metrics.items()}
     model.train(was_training)
     return results

@@ -27,6 +27,7 @@ from trisparse.prune.glue_tasks import Task, find_task
 from trisparse.prune.masked_adamw import MaskedAdamW
 from trisparse.prune.pruner import Pruner
 from trisparse.prune.sparse_cooldown import SparseCooldown
+from trisparse.prune.teacher_cache import TeacherCache
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -105,8 +106,11 @@ def set_up(args: GlueArguments) -> Setup:
             by_length = sorted(train, key=lambda row: len(row["input_ids"]))
             loader = make_loader(by_length, tokenizer, d, evaluation)
             bar = tqdm(loader, desc="teacher", unit="batch", disable=not accelerator.is_main_process)
+            cache = TeacherCache(lengths, accelerator.device, folder)
             with accelerator.autocast():
-                teacher.fill_cache({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar)
+                teacher.fill(cache, ({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar))
+            if cache.is_on_disk:
+                accelerator.print("teacher: its outputs fill more than half of the free memory; they are kept on disk")
     return Setup(
         args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, cooldown, train_loader,
         sampler, validation, plan, digest,
@@ -123,8 +127,10 @@ def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float, 
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    make = MaskedAdamW if name == "masked_adamw" else torch.optim.AdamW
-    return make(groups, lr=lr, betas=(0.9, 0.9) if prunes else (0.9, 0.999))
+    betas = (0.9, 0.9) if prunes else (0.9, 0.999)
+    if name == "masked_adamw":
+        return MaskedAdamW(groups, lr=lr, betas=betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def make_pruner(args: GlueArguments, bare: Any, model: nn.Module, plan: Plan) -> Pruner:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trisparse.prune.distill import Teacher, distillation_loss, hidden_loss, logits_loss
+from trisparse.prune.teacher_cache import TeacherCache
 
 
 def test_padding_is_left_out_of_the_hidden_loss():
@@ -56,19 +57,24 @@ def batch(rows, index, side="right"):
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}, torch.tensor(index)
 
 
+@pytest.mark.parametrize("limit", [None, 0], ids=["memory", "disk"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_cache_serves_any_batch_by_example_index(side):
+def test_the_cache_serves_any_batch_by_example_index(side, limit, tmp_path):
     teacher = Teacher(Model())
-    examples = {7: [1, 2, 3], 3: [4], 5: [5, 6]}
+    examples = {2: [1, 2, 3], 0: [4], 1: [5, 6]}
+    cache = TeacherCache([1, 2, 3], torch.device("cpu"), tmp_path, limit)
     inputs, index = batch(list(examples.values()), list(examples), side)
-    teacher.fill_cache([{**inputs, "index": index, "labels": torch.zeros(3)}])
+    teacher.fill(cache, [{**inputs, "index": index, "labels": torch.zeros(3)}])
     assert teacher.model.calls == 1
-    inputs, index = batch([examples[5], examples[7]], [5, 7], side)
+    assert cache.is_on_disk == (limit == 0)
+    assert not list(tmp_path.iterdir()), "nothing is left behind, whatever happens"
+    inputs, index = batch([examples[1], examples[2]], [1, 2], side)
     hidden, logits = teacher(inputs, index)
     assert teacher.model.calls == 1
     want_hidden, want_logits = Teacher(teacher.model)(inputs, index)
     mask = inputs["attention_mask"].bool()
     assert torch.equal(hidden[mask], want_hidden[mask])
+    assert not hidden[~mask].any()
     assert torch.equal(logits, want_logits)
 
 
