@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trisparse.prune.bits import pack_bits, unpack_bits
 from trisparse.prune.config import GroupConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.lasso import shrink_units
@@ -18,8 +17,9 @@ from trisparse.prune.nm_groups import best_of_groups, group_costs
 from trisparse.prune.progressive import PARTS, Parts
 from trisparse.prune.schedules import event_at, sparsity_at
 from trisparse.prune.selection import Selection
+from trisparse.prune.shards import Exchange, local
 from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
-from trisparse.sparse_ops.units import expand_units
+from trisparse.sparse_ops.units import expand_units, matrix_shape
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
 
@@ -46,9 +46,10 @@ class PrunedGroup:
         self.seen = torch.zeros(len(layers), dtype=torch.bool, device=_device(self.layers))
         self._is_all_seen = False
         self.parts: Parts | None = None
-        units = [mask.numel() for mask in self.units]
+        units = [layer.unit_rows.total * layer.grid[1] for layer in layers]
         weights = [layer.weight.numel() for layer in layers]
-        self.selection = Selection(config, self.sizes, weights, units, self.seen.device)
+        self.exchange = Exchange(_shard_group(self.layers))
+        self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
         self._views = [layer.view for layer in layers]
         self._plans: defaultdict[str, Plan] = defaultdict(Plan)
         self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
@@ -74,7 +75,8 @@ class PrunedGroup:
     @property
     def views(self) -> list[Tensor]:
         """The weights as units see them, also after `weight.data` was set to another tensor."""
-        if any(v.data_ptr() != layer.weight.data_ptr() for v, layer in zip(self._views, self.layers, strict=True)):
+        weights = [local(layer.weight.detach()) for layer in self.layers]
+        if any(v.data_ptr() != weight.data_ptr() for v, weight in zip(self._views, weights, strict=True)):
             self._views = [layer.view for layer in self.layers]
         return self._views
 
@@ -82,7 +84,8 @@ class PrunedGroup:
     def score_blocks(self) -> list[tuple[int, int]]:
         return [_EACH] * len(self.layers) if self.is_nm else self.blocks
 
-    def _new_scores(self) -> list[Tensor]:
+    def new_scores(self) -> list[Tensor]:
+        """Zeros, one for each unit or, for N:M, each weight."""
         shapes = [_matrix(layer) if self.is_nm else layer.grid for layer in self.layers]
         return [_full(layer, shape, 0.0) for layer, shape in zip(self.layers, shapes, strict=True)]
 
@@ -122,7 +125,7 @@ class PrunedGroup:
         device = self.seen.device
         is_due, self._due_scale, scale = self._due_scale is not None, None, self._due_scale
         if is_due and not self.scores:
-            self.scores = self._new_scores()
+            self.scores = self.new_scores()
         self._is_masked = self.active and self.parts is None and all(steps)
         masks = self.choices if self.is_nm else self.units
 
@@ -152,11 +155,11 @@ class PrunedGroup:
         """Score the gradients; work for the device only, that a CUDA graph can hold if it is not the first."""
         c = self.config
         if not self.scores:
-            self.scores = self._new_scores()
+            self.scores = self.new_scores()
         score_units(
             self.scores,
             self.views,
-            [layer.grad_view for layer in self.layers],
+            self.exchange.finite([layer.grad_view for layer in self.layers]),
             self.score_blocks,
             self.seen,
             c.criterion,
@@ -176,7 +179,7 @@ class PrunedGroup:
             before = [mask.clone() for mask in self.units] if c.is_progressive else []
             scores = self.prune()
             if c.is_progressive:
-                self.parts = Parts.of_event(step, scores, before, self.units)
+                self.parts = Parts.of_event(step, scores, before, self.units, self._first_units, self.exchange)
                 self._shown = None
             if step >= self._last_event_step:
                 self.scores = []
@@ -188,7 +191,7 @@ class PrunedGroup:
         c = self.config
         scores = self.scores
         if not c.needs_gradient:
-            scores = self._new_scores()
+            scores = self.new_scores()
             none: list[Tensor | None] = [None] * len(scores)
             score_units(
                 scores, self.views, none, self.score_blocks, torch.zeros_like(self.seen), "magnitude",
@@ -218,7 +221,8 @@ class PrunedGroup:
         """Raise PruningError if an event at this step would prune layers that have no score."""
         if not self.config.needs_gradient or self._is_all_seen or self.sparsity(step) is None:
             return
-        missing = [layer.name for layer, seen in zip(self.layers, self.seen.tolist(), strict=True) if not seen]
+        seen = self.exchange.any(self.seen).tolist()
+        missing = [layer.name for layer, is_seen in zip(self.layers, seen, strict=True) if not is_seen]
         self._is_all_seen = not missing  # which spares later events a wait for the device
         if missing:
             when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
@@ -252,7 +256,7 @@ class PrunedGroup:
             return self.units, self.blocks
         due = self.parts.due(step, self.config.pruning_frequency)
         if self._shown is None or self._shown[0] != due:
-            self._shown = due, self.parts.masks(due, self.units, self.blocks)
+            self._shown = due, self.parts.masks(due, self.units, self.blocks, self._first_units)
         return self._shown[1], each
 
     def shrink(self, step: int, lr_of: Callable[[Layer], float]) -> None:
@@ -262,33 +266,27 @@ class PrunedGroup:
             for layer, view, block in zip(self.layers, self.views, self.blocks, strict=True):
                 shrink_units(view, block, lr_of(layer) * c.reg_coeff)
 
-    def state_dict(self) -> dict[str, Any]:
-        parts = self.parts
-        return {
-            "units": [pack_bits(mask) for mask in self.units],
-            "choices": [pack_bits(mask) for mask in self.choices],
-            "scores": [score.clone() for score in self.scores],
-            "seen": self.seen.tolist(),
-            "active": self.active,
-            "parts": parts and {"event_step": parts.event_step, "layer": parts.layer, "unit": parts.unit},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, masks in (("units", self.units), ("choices", self.choices)):
-            for bits, mask in zip(state[name], masks, strict=True):
-                mask.copy_(unpack_bits(bits, like=mask))
-        if not state["scores"]:
-            self.scores = []
-        elif not self.scores:
-            self.scores = self._new_scores()
-        for mine, saved in zip(self.scores, state["scores"], strict=True):
-            mine.copy_(saved)
-        self.seen.copy_(torch.tensor(state["seen"]))
+    def forget_shown(self) -> None:
+        """To be called when masks, scores or parts were set from outside."""
         self._is_all_seen = False
-        self.active = state["active"]
-        parts = state["parts"]
-        self.parts = Parts(parts["event_step"], parts["layer"].cpu(), parts["unit"].cpu()) if parts else None
         self._shown = None
+
+    @property
+    def _first_units(self) -> list[int]:
+        """Number of the first unit of each layer that this process holds."""
+        return [layer.unit_rows.first * layer.grid[1] for layer in self.layers]
+
+
+def _shard_group(layers: Sequence[Layer]) -> Any:
+    """The processes among which the rows of all these layers are spread, or None for whole ones."""
+    groups = {id(layer.rows.group): layer for layer in layers}
+    if len(groups) > 1:
+        one, other, *_ = groups.values()
+        raise PruningError(
+            f"op_names: one group's layers compete among the same processes, and {one.name} and {other.name} are "
+            "spread over different ones; fully_shard the whole model, or give them groups of their own"
+        )
+    return layers[0].rows.group
 
 
 def _device(layers: Sequence[Layer]) -> torch.device:
@@ -303,8 +301,7 @@ def _device(layers: Sequence[Layer]) -> torch.device:
 
 
 def _matrix(layer: Layer) -> tuple[int, int]:
-    view = layer.view
-    return view.shape[0], view[0].numel()
+    return matrix_shape(layer.view)
 
 
 def _full(layer: Layer, shape: tuple[int, int], value: bool | float) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from trisparse.prune.config import GroupConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.patterns import Pattern
+from trisparse.prune.shards import Rows, count_zeros, local, reshard, rows_of
+from trisparse.sparse_ops.units import grid_shape
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -43,14 +45,20 @@ class Layer:
         """View a tensor of the weight's shape as the pattern's units see it."""
         return self.pattern.unit_view(tensor, self.layout)
 
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """Which rows of the unit view this process holds."""
+        return rows_of(self.name, self.weight, self.pattern.row_axis(self.layout))
+
     @property
     def view(self) -> Tensor:
-        return self.unit_view(self.weight.detach())
+        """Of what this process holds of the weight."""
+        return self.unit_view(local(self.weight.detach()))
 
     @property
     def grad_view(self) -> Tensor | None:
         grad = self.weight.grad
-        return None if grad is None else self.unit_view(grad)
+        return None if grad is None else self.unit_view(local(grad))
 
     @property
     def block(self) -> tuple[int, int]:
@@ -58,9 +66,13 @@ class Layer:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Units down and across."""
-        view, (n, m) = self.view, self.block
-        return view.shape[0] // n, view[0].numel() // m
+        """Units down and across, on this process."""
+        return grid_shape(self.view, self.block)
+
+    @property
+    def unit_rows(self) -> Rows:
+        """Which rows of units this process holds."""
+        return self.rows.of_units(self.block[0])
 
     @property
     def unit_size(self) -> int:
@@ -127,8 +139,6 @@ def _layer(name: str, module: nn.Module, pattern: Pattern) -> Layer:
             f"{name}: its weight holds no numbers (uninitialized, on the meta device, or empty); give it some before, "
             f"or add {exact(name)!r} to excluded_op_names"
         )
-    if hasattr(weight, "placements"):
-        raise PruningError(f"{name}: a sharded weight (DTensor) can't be pruned yet; prune on unsharded parameters")
     layout = "transposed" if is_hf_conv1d(module) else "conv" if op_type(module) == "Conv" else "linear"
     return Layer(name, module, weight, pattern, layout)
 
@@ -137,7 +147,7 @@ def _misfits(layers: Sequence[Layer]) -> list[tuple[str, str]]:
     """Name and reason of the layers that their pattern does not divide."""
     found = []
     for layer in layers:
-        reason = layer.pattern.misfit(layer.view)
+        reason = layer.pattern.misfit(layer.view, layer.rows.total) or layer.rows.misfit(layer.block[0])
         if layer.pattern.kind == "column" and getattr(layer.module, "groups", 1) > 1:
             reason = f"{layer.module.groups} groups share no input channel"
         if reason:
@@ -207,12 +217,16 @@ def _no_layers(config: GroupConfig, index: int, names: Sequence[tuple[str, nn.Mo
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int, int, int]:
-    """Zeros and weights of all Linear and Conv, zeros and numbers of all parameters; shared ones once."""
+    """Zeros and weights of all Linear and Conv, zeros and numbers of all parameters; shared ones once.
+
+    Over all processes, all of which make this call, where parameters are sharded.
+    """
+    reshard(model)
     modules = {id(p): p for _, m in named_layers(model) if (p := m._parameters.get("weight")) is not None}
     everything = {id(p): p for p in unwrap(model).parameters()}
 
     def count(tensors: dict[int, nn.Parameter]) -> tuple[int, int]:
-        zeros = sum(p.numel() - int(torch.count_nonzero(p.detach())) for p in tensors.values())
+        zeros = sum(count_zeros(p.detach()) for p in tensors.values())
         return zeros, sum(p.numel() for p in tensors.values())
 
     return (*count(modules), *count(everything))

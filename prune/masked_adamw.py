@@ -73,6 +73,10 @@ class MaskedAdamW(torch.optim.AdamW):
         if pruner and self.pruner:
             raise PruningError("attach: MaskedAdamW serves a Pruner already; prune all groups by one config")
         for layer in pruner.layers if pruner else []:
+            if layer.rows.group is not None:
+                raise PruningError(
+                    f"attach: {layer.name} is sharded, which MaskedAdamW cannot step; use torch.optim.AdamW"
+                )
             if layer.weight.dtype not in DTYPES:
                 raise PruningError(
                     f"attach: {layer.name} is {layer.weight.dtype}, and MaskedAdamW computes in float32; "

@@ -21,5 +21,5 @@ def group_costs(score: Tensor, best: Tensor, m: int, plan: Plan) -> Tensor:
     """Sums of the scores that go if every group of a layer is pruned, `[rows, cols / m]`."""
     lost = score.clone()
     apply_masks([lost], [~best], [(1, 1)], plan)
-    first, *rest = lost.view(len(lost), -1, m).unbind(2)
+    first, *rest = lost.view(len(lost), lost.shape[1] // m, m).unbind(2)
     return functools.reduce(Tensor.add_, rest, first.clone())

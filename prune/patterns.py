@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,10 +54,14 @@ class Pattern:
         view = weight.t() if layout == "transposed" else weight
         return view.t() if self.kind == "column" else view
 
+    def row_axis(self, layout: str) -> int:
+        """Dimension of the weight that is the rows of its unit view."""
+        return int((layout == "transposed") != (self.kind == "column"))
+
     def block(self, view: Tensor) -> tuple[int, int]:
         """Shape of one unit in the matrix that the view is read as."""
         if self.kind in ("row", "column"):
-            return 1, view[0].numel()
+            return 1, math.prod(view.shape[1:])
         return (1, self.m) if self.is_nm else (self.n, self.m)
 
     def unit_size(self, view: Tensor) -> int:
@@ -66,9 +71,9 @@ class Pattern:
         n, m = self.block(view)
         return n * m
 
-    def misfit(self, view: Tensor) -> str | None:
-        """Why the pattern does not divide the view, or None."""
-        rows, cols = view.shape[0], view[0].numel()
+    def misfit(self, view: Tensor, rows: int) -> str | None:
+        """Why the pattern does not divide the view of a weight, which has so many rows in all, or None."""
+        cols = math.prod(view.shape[1:])
         n, m = self.block(view)
         if rows % n:
             return f"{rows} output rows are no multiple of {n}"

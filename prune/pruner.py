@@ -12,8 +12,11 @@ from trisparse.prune.attach import Attachment
 from trisparse.prune.config import PruningConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.group import PrunedGroup
+from trisparse.prune.group_state import group_state, load_group_state
 from trisparse.prune.layers import Layer, find_layers
+from trisparse.prune.mask_hash import mask_hash
 from trisparse.prune.report import SparsityReport, make_report
+from trisparse.prune.shards import Exchange, data_parallel_group, local, reshard, spread_like
 
 _STATE_VERSION = 1
 
@@ -26,8 +29,11 @@ class Pruner:
     side effects. Weights are zeroed in place; their storage never moves.
 
     Args:
-        model: on its device and prepared; wrappers of `torch.compile` and data parallelism are looked through.
+        model: on its device and prepared; wrappers of `torch.compile` and data parallelism are looked through, weights
+            that `fully_shard` has spread over processes are pruned where they are.
         config: what to prune, how far and when.
+        replicas: the `torch.distributed` group of processes that hold copies of the model, whose masks are compared
+            after every event. Found without it under DistributedDataParallel and `fully_shard`.
 
     Raises:
         PruningError: what the config asks for does not fit the model.
@@ -49,7 +55,7 @@ class Pruner:
         32
     """
 
-    def __init__(self, model: nn.Module, config: PruningConfig) -> None:
+    def __init__(self, model: nn.Module, config: PruningConfig, replicas: Any = None) -> None:
         if not isinstance(config, PruningConfig):
             raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
         self.model = model
@@ -58,6 +64,8 @@ class Pruner:
             PrunedGroup(group, layers)
             for group, layers in zip(config.groups, find_layers(model, config.groups), strict=True)
         ]
+        found = [layer.rows.replicas for layer in self.layers if layer.rows.replicas is not None]
+        self._replicas = Exchange(replicas or data_parallel_group(model) or (found[0] if found else None))
         self.step_count = 0
         self._started = False
         self._observed = False
@@ -119,9 +127,25 @@ class Pruner:
             group.check_scored(self.step_count)
         for group in self.groups:
             group.fire(self.step_count)
+        if any(group.sparsity(self.step_count) is not None for group in self.groups):
+            self._check_replicas()
+        for group in self.groups:
             group.write_masks(self.step_count)
 
+    def _check_replicas(self) -> None:
+        if not self._replicas.agree(self.mask_hash()):
+            raise PruningError(
+                f"masks: the processes chose different ones at step {self.step_count}; each must have the same weights "
+                "and the same reduced gradients: prepare the model before the Pruner, and step all processes alike"
+            )
+
+    def mask_hash(self) -> int:
+        """A number of 63 bits that is the same for the same masks, on one process or spread over many."""
+        return mask_hash(self.groups, self.step_count)
+
     def _check_weights(self) -> None:
+        if any(layer.rows.group is not None for layer in self.layers):
+            reshard(self.model)
         for group in self.groups:
             for layer in group.layers:
                 if (
@@ -152,18 +176,18 @@ class Pruner:
         return self._attached
 
     def masks(self) -> dict[str, Tensor]:
-        """Name in the bare model -> bool tensor of the weight's shape, True = kept."""
+        """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""
         self._check_weights()
         found = {}
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
             for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
-                full = torch.empty(layer.weight.shape, dtype=torch.bool, device=mask.device)
+                full = torch.empty(local(layer.weight).shape, dtype=torch.bool, device=mask.device)
                 view = layer.unit_view(full)
                 rows, cols = mask.shape
                 wide = mask[:, None, :, None].expand(rows, n, cols, m).reshape(view.shape)
                 view.copy_(wide)
-                found[layer.name] = full
+                found[layer.name] = spread_like(full, layer.weight)
         return found
 
     @property
@@ -173,13 +197,12 @@ class Pruner:
 
     def sparsity(self) -> float:
         """Fraction of the groups' weights that the masks prune, without a look at the weights."""
-        pruned = total = 0
+        pruned = 0
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
-            for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
-                pruned += (mask.numel() - int(mask.sum())) * n * m
-                total += layer.weight.numel()
-        return pruned / total
+            mine = sum((mask.numel() - int(mask.sum())) * n * m for mask, (n, m) in zip(masks, blocks, strict=True))
+            pruned += group.exchange.sum([mine])[0]
+        return pruned / sum(layer.weight.numel() for layer in self.layers)
 
     def report(self) -> SparsityReport:
         """Zeros per layer and in total, counted in the weights.
@@ -190,14 +213,18 @@ class Pruner:
         return make_report(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, masks as bits and scores; tensors and plain values that `torch.load` reads with weights_only."""
+        """Step, masks as bits and scores; tensors and plain values that `torch.load` reads with weights_only.
+
+        It is of the whole model: where weights are sharded, all processes make this call, get the same, and any number
+        of processes can load it.
+        """
         return {
             "version": _STATE_VERSION,
             "config": self.config.to_dict(),
             "layers": [[[layer.name, list(layer.weight.shape)] for layer in group.layers] for group in self.groups],
             "step_count": self.step_count,
             "started": self._started,
-            "groups": [group.state_dict() for group in self.groups],
+            "groups": [group_state(group) for group in self.groups],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,7 +255,7 @@ class Pruner:
         self._started = state["started"]
         self._observed = False
         for group, saved in zip(self.groups, state["groups"], strict=True):
-            group.load_state_dict(saved)
+            load_group_state(group, saved)
 
 
 def _lr_of(lr: float | Callable[[Layer], float] | None) -> Callable[[Layer], float]:

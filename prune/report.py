@@ -13,6 +13,7 @@ import torch
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.layers import count_parameters, find_head
+from trisparse.prune.shards import local
 
 if TYPE_CHECKING:
     from trisparse.prune.group import PrunedGroup
@@ -121,13 +122,8 @@ def make_report(pruner: Pruner) -> SparsityReport:
 def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
     rows = []
     for layer, block in zip(group.layers, group.blocks, strict=True):
-        nonzero = layer.weight != 0
-        mask = masks[layer.name]
-        if wrong := int((nonzero & ~mask).sum()):
-            raise PruningError(
-                f"{layer.name}.weight: {wrong} weights are not zero where the mask prunes; something wrote to it "
-                "after pruner.step()"
-            )
+        nonzero = local(layer.weight.detach()) != 0
+        mask = local(masks[layer.name])
         n, m = block
         rows_, cols = layer.grid
 
@@ -135,15 +131,19 @@ def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
             return layer.unit_view(tensor).reshape(shape).sum((1, 3))
 
         if group.is_nm:
-            verified = bool((units(nonzero) <= group.config.pattern.n).all())
+            broken = units(nonzero) > group.config.pattern.n
         else:
             left = units(mask)
-            verified = bool(((left == 0) | (left == n * m)).all())
-        zeros = nonzero.numel() - int(nonzero.sum())
-        extra = zeros - int((~mask).sum())
-        rows.append(
-            LayerRow(layer.name, str(layer.pattern), tuple(nonzero.shape), nonzero.numel(), zeros, extra, verified)
-        )
+            broken = (left != 0) & (left != n * m)
+        counts = [(nonzero & ~mask).sum(), (~nonzero).sum(), (~mask).sum(), broken.sum()]
+        wrong, zeros, pruned, broken_units = group.exchange.sum([int(count) for count in counts])
+        if wrong:
+            raise PruningError(
+                f"{layer.name}.weight: {wrong} weights are not zero where the mask prunes; something wrote to it "
+                "after pruner.step()"
+            )
+        shape, weights = tuple(layer.weight.shape), layer.weight.numel()
+        rows.append(LayerRow(layer.name, str(layer.pattern), shape, weights, zeros, zeros - pruned, not broken_units))
     return rows
 
 
@@ -153,9 +153,11 @@ def _notes(pruner: Pruner, rows: list[LayerRow], complete: bool) -> list[str]:
         ends = ", ".join(str(g.config.window[1]) for g in pruner.groups if not g.config.is_lock)
         notes.append(f"stopped at step {pruner.step_count}, before end_step {ends}")
     for index, group in enumerate(pruner.groups):
-        if group.is_nm and any(bool(mask.any()) for mask in group.units):
-            dense = sum(int(mask.sum()) for mask in group.units) / sum(mask.numel() for mask in group.units)
-            notes.append(f"group {index}: {dense:.2%} of the {group.config.pattern} groups are still dense")
+        dense, units = group.exchange.sum(
+            [sum(int(mask.sum()) for mask in group.units), sum(mask.numel() for mask in group.units)]
+        )
+        if group.is_nm and dense:
+            notes.append(f"group {index}: {dense / units:.2%} of the {group.config.pattern} groups are still dense")
     if extra := sum(row.extra_zeros for row in rows):
         notes.append(f"{extra} weights are zero though no mask prunes them")
     return notes

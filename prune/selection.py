@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trisparse.prune.config import GroupConfig
 from trisparse.sparse_ops import Plan, select_units
+from trisparse.sparse_ops.select_sharded import select_units_sharded
 
 _SLACK = 1e-9  # a bound such as 0.98 * 50 is meant as 49, not as 48.999...
 
@@ -23,8 +25,9 @@ class Selection:
         config: of the group.
         sizes: weights that go with one unit of each layer.
         weights: weights of each layer.
-        units: units of each layer.
+        units: units of each layer, over all processes.
         device: of the scores and masks.
+        shards: the processes that hold the layers' rows, if none holds all of them.
     """
 
     def __init__(
@@ -34,8 +37,9 @@ class Selection:
         weights: Sequence[int],
         units: Sequence[int],
         device: torch.device,
+        shards: Any = None,
     ) -> None:
-        self.config = config
+        self.config, self.shards = config, shards
         self.sizes, self.weights, self.units = list(sizes), list(weights), list(units)
         self.is_global = config.pruning_scope == "global"
         self._low, self._high = torch.zeros((2, len(self.sizes)), dtype=torch.int64, device=device)
@@ -54,7 +58,11 @@ class Selection:
 
     def run(self, scores: Sequence[Tensor], masks: Sequence[Tensor], plan: Plan) -> None:
         """Prune in the unit masks, in place; what is pruned stays pruned."""
-        select_units(scores, masks, self.sizes, self._low, self._high, self._targets, plan)
+        wanted = (self._low, self._high, self._targets)
+        if self.shards is None:
+            select_units(scores, masks, self.sizes, *wanted, plan)
+        else:
+            select_units_sharded(scores, masks, self.sizes, *wanted, self.shards)
 
     def _units_of(self, ratio: float) -> list[int]:
         """Units of each layer that hold this share of its weights."""

@@ -16,20 +16,11 @@ from trisparse.kernels.plan import plan_selection
 from trisparse.sparse_ops.library import define, nothing
 from trisparse.sparse_ops.plan import Plan
 from trisparse.sparse_ops.select_by_sorting import select_by_sorting
-from trisparse.sparse_ops.sort_keys import PRUNED_KEY, sort_keys
+from trisparse.sparse_ops.sort_keys import unit_keys
 from trisparse.sparse_ops.units import check_device, check_dtype, check_lengths
 
 _SHIFT = 18  # leading bits: sign, exponent and 5 of the mantissa
 _BINS = 1 << (32 - _SHIFT)
-
-
-def _keys(scores: Tensor, kept: Tensor) -> Tensor:
-    keys = sort_keys(scores).view(-1)
-    if kept.all():
-        return keys
-    # masked_fill in three vectorised passes: all ones, then PRUNED_KEY, where the unit is gone
-    gone = kept.view(-1).view(torch.int8).sub(1).to(torch.int32)
-    return (keys | gone).bitwise_xor_(gone.bitwise_and_(~PRUNED_KEY))
 
 
 def _bins(keys: Tensor) -> Tensor:
@@ -97,7 +88,7 @@ def _select(
     scores: Sequence[Tensor], masks: Sequence[Tensor], gone: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, target: int
 ) -> None:
     """One walk over all these layers, all of whose arguments are on the CPU."""
-    keys = [_keys(s, m) for s, m in zip(scores, masks, strict=True)]
+    keys = [unit_keys(s, m) for s, m in zip(scores, masks, strict=True)]
     bins = [_bins(key) for key in keys]
     histogram = torch.stack([torch.bincount(b, minlength=_BINS) for b in bins])
     counts = _count_pruned(keys, bins, histogram, sizes, lo, hi, target)

@@ -22,3 +22,13 @@ def sort_keys(values: Tensor) -> Tensor:
     values = values + 0.0  # -0.0 becomes +0.0
     bits = values.view(torch.int32)
     return (bits ^ (bits >> 31).bitwise_and_(0x7FFFFFFF)).masked_fill_(values.isnan(), NAN_KEY)
+
+
+def unit_keys(scores: Tensor, kept: Tensor) -> Tensor:
+    """Keys of units, int32 and flat: `PRUNED_KEY` where a unit is gone already."""
+    keys = sort_keys(scores).view(-1)
+    if kept.all():
+        return keys
+    # masked_fill in three vectorised passes: all ones, then PRUNED_KEY, where the unit is gone
+    gone = kept.view(-1).view(torch.int8).sub(1).to(torch.int32)
+    return (keys | gone).bitwise_xor_(gone.bitwise_and_(~PRUNED_KEY))
