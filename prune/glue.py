@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(parse_arguments(argv))
         return 0
-    except (PruningError, OSError) as error:
+    except PruningError as error:
+        if os.environ.get("RANK", "0") != "0":
+            return 2  # all processes see the same mistake; one says it
+        message = f"error: {error}"
+    except OSError as error:
         message = f"error: {error}"
     except ModuleNotFoundError as error:
         message = f"error: {error.name} is not installed; pip install 'trisparse[glue]'"
@@ -64,17 +69,16 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     from trisparse.prune.distill import distillation_loss
     from trisparse.prune.glue_eval import evaluate
     from trisparse.prune.glue_metrics import best_value
-    from trisparse.prune.glue_output import clear_old_run, load_checkpoint, save_checkpoint, save_model
+    from trisparse.prune.glue_output import clear_old_run, save_checkpoint, save_model
+    from trisparse.prune.glue_ranks import is_finite
+    from trisparse.prune.glue_state import resume, states, whole_state
 
     accelerator, model, optimizer, teacher, pruner = s.accelerator, s.model, s.optimizer, s.teacher, s.pruner
     t, m, total = s.args.training, s.args.model, s.plan.total_steps
     scheduler = get_scheduler(t.lr_scheduler_type, optimizer, t.num_warmup_steps, total)
-    parts = {"model": s.bare, "optimizer": optimizer, "scheduler": scheduler}
-    parts |= {"pruner": pruner} if pruner else {}
-    parts |= {"scaler": accelerator.scaler} if accelerator.scaler is not None else {}
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "seconds": 0.0, "best": None, "steps": [], "evals": []}
     if t.resume_from_checkpoint:
-        progress = load_checkpoint(s.args, s.data, parts, total)
+        progress = resume(s, scheduler)
     if s.cooldown:
         s.cooldown.names = progress.get("packed_layers")
     accelerator.print(s.plan)
@@ -95,7 +99,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
             for batch in s.train_loader:
                 index = batch.pop("index")
                 with accelerator.accumulate(model):
-                    outputs = model(**batch, output_hidden_states=teacher is not None)
+                    with accelerator.autocast():
+                        outputs = model(**batch, output_hidden_states=teacher is not None)
                     loss = outputs.loss
                     if teacher is not None:
                         with accelerator.autocast():
@@ -120,23 +125,28 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
             _log(s, progress, losses, bar)
         progress["seconds"] += time.perf_counter() - began
 
-        if not all(bool(p.isfinite().all()) for p in s.bare.parameters()):
+        if not is_finite(accelerator, s.bare):
             raise _diverged("weights that are no numbers", progress, bar)
         progress["epoch"] += 1
         metrics = evaluate(accelerator, model, s.task, s.validation)
         progress["evals"].append({"step": progress["step"], "epoch": progress["epoch"], **metrics})
         accelerator.log(metrics, step=progress["step"])
         bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        value, best = best_value(s.task, metrics), progress["best"]
+        is_best = (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"])
+        if is_best:
+            progress["best"] = {"value": value, "metrics": metrics, "step": progress["step"]}
+        if s.cooldown:
+            progress["packed_layers"] = s.cooldown.names
+        parts = states(s, scheduler)
+        checkpoint = whole_state(s, parts, progress)
         if accelerator.is_main_process:
             if progress["epoch"] == 1:
                 clear_old_run(s.folder)  # not before there is something to put in its place
-            value, best = best_value(s.task, metrics), progress["best"]
-            if (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"]):
-                progress["best"] = {"value": value, "metrics": metrics, "step": progress["step"]}
-                save_model(s.folder / "best", s.bare, s.tokenizer, pruner)
-            if s.cooldown:
-                progress["packed_layers"] = s.cooldown.names
-            save_checkpoint(s.folder, s.args, s.data, parts, progress)
+            if is_best:
+                save_model(s.folder / "best", s.bare, parts["model"], s.tokenizer, parts.get("pruner"))
+            save_checkpoint(s.folder, checkpoint)
+        accelerator.wait_for_everyone()
     bar.close()
     if handle is not None:
         handle.detach()
@@ -147,7 +157,7 @@ def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> Non
     """Look at the losses since the last look, and stop the run when they are no numbers."""
     import torch
 
-    loss = float(torch.stack(losses).mean())
+    loss = float(s.accelerator.reduce(torch.stack(losses).mean(), "mean"))
     losses.clear()
     if not math.isfinite(loss):
         raise _diverged(f"loss {loss}", progress, bar)

@@ -75,6 +75,7 @@ class TrainingArguments:
     num_warmup_steps: int = _arg(0, "Steps in which the learning rate rises.")
     seed: int = _arg(42, "Seed of everything random.")
     mixed_precision: str = _arg("no", "no, bf16 or fp16.")
+    fsdp: bool = _arg(False, "Spread the weights over the processes, too, not only the batches (FSDP2).")
     resume_from_checkpoint: str | None = _arg(None, "Folder of the run to go on with, or its checkpoint.pt.")
     report_to: str = _arg("none", "none, tensorboard or wandb.")
     push_to_hub: bool = _arg(False, "Upload the result.")
@@ -205,6 +206,14 @@ def _check(args: GlueArguments) -> None:
     _check_paths(d)
     if t.push_to_hub and not t.hub_model_id:
         raise PruningError("--push_to_hub: needs --hub_model_id, the repository to upload to")
+    if t.fsdp:
+        for name, odd, instead in (
+            ("optimizer", t.optimizer == "masked_adamw", "adamw"),
+            ("mixed_precision", t.mixed_precision == "fp16", "bf16"),
+            ("sparse_cooldown", args.pruning.sparse_cooldown, "no --fsdp"),
+        ):
+            if odd:
+                raise PruningError(f"--fsdp: does not work with this --{name}; use {instead}")
     if t.optimizer == "masked_adamw" and not args.pruning.do_prune:
         raise PruningError("--optimizer: masked_adamw has no effect without --do_prune; use adamw")
     if m.teacher_model_name_or_path and not m.distill_loss_weight:

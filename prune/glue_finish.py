@@ -12,6 +12,7 @@ import transformers
 import trisparse
 from trisparse.prune.glue_metrics import majority_metrics
 from trisparse.prune.glue_output import push_to_hub, save_model, save_results
+from trisparse.prune.glue_ranks import model_state
 from trisparse.prune.glue_setup import Setup
 from trisparse.prune.layers import count_parameters
 from trisparse.prune.plots import plot_history
@@ -24,8 +25,9 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
     """Write the last model, the results and the pictures; upload them if asked to. Returns the results."""
     report = s.pruner.report() if s.pruner else None
     results = make_results(s, progress, teacher_eval, report)
+    weights, pruner_state = model_state(s.model), s.pruner.state_dict() if s.pruner else None
     if s.accelerator.is_main_process:
-        save_model(s.folder, s.bare, s.tokenizer, s.pruner)
+        save_model(s.folder, s.bare, weights, s.tokenizer, pruner_state)
         if report:
             report.save(s.folder)
         plot_history(progress["steps"], progress["evals"], s.task.best[0], s.folder / "history.png")
@@ -69,6 +71,7 @@ def make_results(
         "train_seconds": progress["seconds"],
         "steps_per_second": progress["step"] / progress["seconds"],
         "device": _device(s.accelerator.device),
+        "processes": s.accelerator.num_processes,
         "versions": _versions(),
         "steps": s.plan.to_dict(),
         "notes": _notes(s, progress, metrics, report),

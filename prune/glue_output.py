@@ -26,7 +26,8 @@ _OURS = (
 # what may differ between a run and the one that goes on with it
 _FREE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id",
-    "cache_teacher", "recipe", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file",
+    "cache_teacher", "recipe", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file", "fsdp",
+    "per_device_train_batch_size", "gradient_accumulation_steps",  # their product with the processes is compared
 }  # fmt: skip
 
 
@@ -96,37 +97,18 @@ def find_checkpoint(args: GlueArguments) -> Path:
     return path
 
 
-def random_state() -> dict[str, Any]:
-    """State of the generators that dropout draws from; the batches depend on seed and epoch alone."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go back to a `random_state()`."""
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-
-
-def save_checkpoint(
-    folder: Path, args: GlueArguments, data: str, parts: dict[str, Any], progress: dict[str, Any]
-) -> None:
-    """Write checkpoint.pt: the state of all parts, the arguments, the data's digest, the progress, random state."""
-    state = {
-        "data": data,
-        "args": args.to_dict(),
-        "progress": progress,
-        "random": random_state(),
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-    }
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write checkpoint.pt, complete or not at all."""
     atomic_save(folder / CHECKPOINT, lambda path: torch.save(state, path))
 
 
-def load_checkpoint(args: GlueArguments, data: str, parts: dict[str, Any], total_steps: int) -> dict[str, Any]:
-    """Restore all parts and the random generators; returns the progress.
+def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str], total_steps: int) -> dict[str, Any]:
+    """The checkpoint to go on from.
+
+    Args:
+        fixed: what must be as it was: `data`, a digest of the examples, and `examples_per_step`.
+        parts: what must have a state in it.
+        total_steps: of the whole run.
 
     Raises:
         PruningError: the file is damaged, of a run with other arguments or data, or of one that has ended.
@@ -135,7 +117,7 @@ def load_checkpoint(args: GlueArguments, data: str, parts: dict[str, Any], total
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved, step = state["args"], state["progress"]["step"]
-        if lacking := {"data", "parts", "random"} - set(state):
+        if lacking := {*fixed, "parts", "random"} - set(state):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except Exception as error:
         raise PruningError(f"--resume_from_checkpoint: {path} is damaged: {str(error).splitlines()[0]}") from None
@@ -145,27 +127,32 @@ def load_checkpoint(args: GlueArguments, data: str, parts: dict[str, Any], total
                 f"--resume_from_checkpoint: {path} is of another run: it had --{key} {saved.get(key)}, this one "
                 f"has {value}; resume with the same arguments"
             )
-    if state["data"] != data:
+    if state["examples_per_step"] != fixed["examples_per_step"]:
+        raise PruningError(
+            f"--resume_from_checkpoint: {path} took {state['examples_per_step']} examples a step, this run takes "
+            f"{fixed['examples_per_step']}; processes * per_device_train_batch_size * gradient_accumulation_steps must "
+            "stay the same"
+        )
+    if state["data"] != fixed["data"]:
         raise PruningError(f"--resume_from_checkpoint: {path} is of a run on other data; give the same examples")
-    if set(state["parts"]) != set(parts):
+    if set(state["parts"]) != parts:
         raise PruningError(f"--resume_from_checkpoint: {path} is of another kind of run")
     if step >= total_steps:
         raise PruningError(f"--resume_from_checkpoint: that run ended at step {step} of {total_steps}; nothing is left")
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    set_random_state(state["random"])
-    return state["progress"]
+    return state
 
 
-def save_model(folder: Path, model: Any, tokenizer: Any, pruner: Any) -> None:
-    """Save dense weights with zeros, tokenizer and pruner state; complete or not at all."""
+def save_model(
+    folder: Path, model: Any, weights: dict[str, Any], tokenizer: Any, pruner: dict[str, Any] | None
+) -> None:
+    """Save dense weights with zeros, tokenizer and the Pruner's state; complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".saving", dir=folder))  # in the folder: a rename can't leave its disk
     try:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         if pruner is not None:
-            torch.save(pruner.state_dict(), temporary / "pruner.pt")
+            torch.save(pruner, temporary / "pruner.pt")
         for path in temporary.iterdir():
             path.replace(folder / path.name)
     finally:

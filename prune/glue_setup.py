@@ -23,6 +23,7 @@ from trisparse.prune.glue_data import EpochSampler, load_splits, make_loader, to
 from trisparse.prune.glue_models import check_capacity, load_models
 from trisparse.prune.glue_output import check_output_dir, create_output_dir
 from trisparse.prune.glue_plan import Plan, make_plan
+from trisparse.prune.glue_ranks import shard
 from trisparse.prune.glue_tasks import Task, find_task
 from trisparse.prune.masked_adamw import MaskedAdamW
 from trisparse.prune.pruner import Pruner
@@ -78,10 +79,16 @@ def set_up(args: GlueArguments) -> Setup:
     train = features.pop("train")
     lengths = [len(row["input_ids"]) for row in train]
     sampler = EpochSampler(lengths, t.seed, d.per_device_train_batch_size, d.group_by_length)
-    optimizer = make_optimizer(bare, t.optimizer, t.learning_rate, t.weight_decay, args.pruning.do_prune)
-    model, optimizer, train_loader = accelerator.prepare(
-        bare, optimizer, make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler)
-    )
+    if args.model.distill_loss_weight and args.model.distill_mode == "hidden":
+        freeze_head(bare)
+    if t.fsdp:
+        shard(bare, accelerator.device)
+    made = make_optimizer(bare, t.optimizer, t.learning_rate, t.weight_decay, args.pruning.do_prune)
+    loader = make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler)
+    optimizer, train_loader = accelerator.prepare(made, loader)
+    model = bare if t.fsdp else accelerator.prepare(bare)
+    if accelerator.num_processes > 1:
+        set_seed(t.seed, device_specific=True)  # other dropout on each process; the weights are the same by now
     evaluation = d.per_device_eval_batch_size
     validation = {k: accelerator.prepare(make_loader(v, tokenizer, d, evaluation)) for k, v in features.items()}
     plan = make_plan(args, len(train_loader))
@@ -117,6 +124,14 @@ def set_up(args: GlueArguments) -> Setup:
     )  # fmt: skip
 
 
+def freeze_head(model: Any) -> None:
+    """Pooler and head get no gradient when hidden states are matched; data parallelism would wait for one."""
+    inside = {id(p) for p in model.base_model.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in inside or "pooler" in name.split("."):
+            parameter.requires_grad_(False)
+
+
 def make_optimizer(model: nn.Module, name: str, lr: float, weight_decay: float, prunes: bool) -> torch.optim.AdamW:
     """The named AdamW with every trainable parameter in exactly one group; vectors (biases, norms) do not decay.
 
@@ -150,7 +165,10 @@ def _accelerator(t: TrainingArguments) -> Accelerator:
             mixed_precision=t.mixed_precision,
             log_with=t.report_to if packages else None,
             project_dir=t.output_dir if packages else None,
+            cpu=not torch.accelerator.is_available(),  # or processes on CPUs would not find each other
         )
     except ValueError as error:
         raise PruningError(f"--mixed_precision: {t.mixed_precision}: {str(error).splitlines()[0]}") from None
+    if t.fsdp and accelerator.num_processes == 1:
+        raise PruningError("--fsdp: there is one process; launch several with torchrun or accelerate launch")
     return accelerator

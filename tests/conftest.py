@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
 import os
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -40,3 +42,25 @@ def timing_cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("times")
     monkeypatch.setenv("TRISPARSE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory):
+    """Run `script MODE RANK WORLD FOLDER …` for every rank at once; the folder that they share, and what they said."""
+
+    def run(script, mode, world, *more, fails=False):
+        folder = tmp_path_factory.mktemp(f"{mode}{world}")
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(script), mode, str(rank), str(world), str(folder), *map(str, more)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert all(bool(process.returncode) == fails for process in processes), "\n".join(outputs)
+        return folder, outputs
+
+    return run

@@ -113,9 +113,9 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glu
     whole = glue(world, "dense", "whole", *flags)
     save = glue_output.save_checkpoint
 
-    def die_after_saving(folder, args, data, parts, progress):
-        save(folder, args, data, parts, progress)
-        if progress["epoch"] == 2:
+    def die_after_saving(folder, state):
+        save(folder, state)
+        if state["progress"]["epoch"] == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(glue_output, "save_checkpoint", die_after_saving)

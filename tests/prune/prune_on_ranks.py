@@ -1,4 +1,4 @@
-"""Prune a small model as one of several processes: `train_on_ranks.py MODE RANK WORLD FOLDER [CHECKPOINT …]`.
+"""Prune a small model as one of several processes: `prune_on_ranks.py MODE RANK WORLD FOLDER [CHECKPOINT …]`.
 
 MODE is plain (one process), ddp or fsdp. All arithmetic is exact, on multiples of 1/8, so that gradients are the same
 numbers however the batch is shared out. Written to FOLDER: for each case the hash of the masks after every step, and

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("train_on_ranks.py")
+SCRIPT = Path(__file__).with_name("prune_on_ranks.py")
 CASES = ("4x1", "2:4", "rows", "local", "bounds", "parts", "magnitude")
 SPREAD = (("ddp", 2), ("fsdp", 2), ("fsdp", 3))
 
@@ -17,10 +17,10 @@ def results(folder, rank=0):
 @pytest.fixture(scope="module")
 def runs(on_ranks):
     """Results by mode and world; three processes go on, too, from what two have saved, and one from what three have."""
-    folders = {("fsdp", 2): on_ranks(SCRIPT, "fsdp", 2)}
-    folders["ddp", 2] = on_ranks(SCRIPT, "ddp", 2)
-    folders["fsdp", 3] = on_ranks(SCRIPT, "fsdp", 3, *sorted(folders["fsdp", 2].glob("*.pt")))
-    folders["plain", 1] = on_ranks(SCRIPT, "plain", 1, *sorted(folders["fsdp", 3].glob("*.pt")))
+    folders = {("fsdp", 2): on_ranks(SCRIPT, "fsdp", 2)[0]}
+    folders["ddp", 2] = on_ranks(SCRIPT, "ddp", 2)[0]
+    folders["fsdp", 3] = on_ranks(SCRIPT, "fsdp", 3, *sorted(folders["fsdp", 2].glob("*.pt")))[0]
+    folders["plain", 1] = on_ranks(SCRIPT, "plain", 1, *sorted(folders["fsdp", 3].glob("*.pt")))[0]
     return {key: [results(folder, rank) for rank in range(key[1])] for key, folder in folders.items()}
 
 
