@@ -173,13 +173,17 @@ class Pruner:
 
     def sparsity(self) -> float:
         """Fraction of the groups' weights that the masks prune, without a look at the weights."""
-        pruned = total = 0
+        return sum(self.pruned_weights().values()) / sum(layer.weight.numel() for layer in self.layers)
+
+    def pruned_weights(self) -> dict[str, int]:
+        """Name of each layer -> how many of its weights the masks prune; waits for the device once a group."""
+        pruned = {}
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
-            for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
-                pruned += (mask.numel() - int(mask.sum())) * n * m
-                total += layer.weight.numel()
-        return pruned / total
+            kept = torch.stack([mask.sum() for mask in masks]).tolist()
+            for layer, mask, count, (n, m) in zip(group.layers, masks, kept, blocks, strict=True):
+                pruned[layer.name] = (mask.numel() - count) * n * m
+        return pruned
 
     def report(self) -> SparsityReport:
         """Zeros per layer and in total, counted in the weights.
