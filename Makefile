@@ -10,7 +10,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[glue,plot,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[glue,plot,tensorboard,dev]'
 	touch $@
 
 demo: setup

@@ -72,6 +72,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     from trisparse.prune.glue_output import clear_old_run, save_checkpoint, save_model
     from trisparse.prune.glue_ranks import is_finite
     from trisparse.prune.glue_state import resume, states, whole_state
+    from trisparse.prune.glue_trackers import start_trackers
+    from trisparse.prune.mask_history import begin_history
 
     accelerator, model, optimizer, teacher, pruner = s.accelerator, s.model, s.optimizer, s.teacher, s.pruner
     t, m, total = s.args.training, s.args.model, s.plan.total_steps
@@ -79,6 +81,9 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     progress: dict[str, Any] = {"step": 0, "epoch": 0, "seconds": 0.0, "best": None, "steps": [], "evals": []}
     if t.resume_from_checkpoint:
         progress = resume(s, scheduler)
+    if pruner:
+        progress.setdefault("masks", begin_history(pruner))
+    earlier_logs = start_trackers(accelerator, s.folder, progress["step"])
     if s.cooldown:
         s.cooldown.names = progress.get("packed_layers")
     accelerator.print(s.plan)
@@ -130,7 +135,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         progress["epoch"] += 1
         metrics = evaluate(accelerator, model, s.task, s.validation)
         progress["evals"].append({"step": progress["step"], "epoch": progress["epoch"], **metrics})
-        accelerator.log(metrics, step=progress["step"])
+        accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=progress["step"])
         bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         value, best = best_value(s.task, metrics), progress["best"]
         is_best = (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"])
@@ -142,7 +147,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         checkpoint = whole_state(s, parts, progress)
         if accelerator.is_main_process:
             if progress["epoch"] == 1:
-                clear_old_run(s.folder)  # not before there is something to put in its place
+                clear_old_run(s.folder, earlier_logs)  # not before there is something to put in its place
             if is_best:
                 save_model(s.folder / "best", s.bare, parts["model"], s.tokenizer, parts.get("pruner"))
             save_checkpoint(s.folder, checkpoint)
@@ -157,14 +162,23 @@ def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> Non
     """Look at the losses since the last look, and stop the run when they are no numbers."""
     import torch
 
+    from trisparse.prune.glue_trackers import values_to_log
+    from trisparse.prune.mask_history import record_masks
+
     loss = float(s.accelerator.reduce(torch.stack(losses).mean(), "mean"))
     losses.clear()
     if not math.isfinite(loss):
         raise _diverged(f"loss {loss}", progress, bar)
-    sparsity = s.pruner.sparsity() if s.pruner else 0.0
-    progress["steps"].append({"step": progress["step"], "loss": loss, "sparsity": sparsity})
-    s.accelerator.log({"loss": loss, "sparsity": sparsity}, step=progress["step"])
-    bar.set_postfix_str(f"loss {loss:.4f}, sparsity {sparsity:.3f}", refresh=False)
+    row = {"step": progress["step"], "loss": loss, "sparsity": 0.0}
+    masks: Any = progress.get("masks")
+    flips: list[int] = []
+    if s.pruner:
+        flips = record_masks(masks, s.pruner)
+        row |= {"sparsity": sum(masks["pruned"][-1]) / sum(masks["weights"]), "flips": sum(flips)}
+    progress["steps"].append(row)
+    if s.accelerator.trackers:
+        s.accelerator.log(values_to_log(row, masks, flips), step=progress["step"])
+    bar.set_postfix_str(f"loss {loss:.4f}, sparsity {row['sparsity']:.3f}", refresh=False)
 
 
 def _diverged(what: str, progress: dict[str, Any], bar: Any) -> PruningError:

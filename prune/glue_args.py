@@ -18,7 +18,12 @@ from trisparse.prune.glue_tasks import find_task
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 DISTILL_MODES = ("hidden", "logits", "both")
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-TRACKERS = {"none": None, "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+# the packages of which one is needed, and what installs it
+TRACKERS = {
+    "none": ((), ""),
+    "tensorboard": (("tensorboard", "tensorboardX"), "'trisparse[tensorboard]'"),
+    "wandb": (("wandb",), "wandb"),
+}
 OPTIMIZERS = ("adamw", "masked_adamw")
 _HUGE = 10**9
 _ANY_WINDOW = {"start_step": 1, "end_step": 10**9}  # stands in until the length of the data is known

@@ -31,7 +31,8 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
         if report:
             report.save(s.folder)
         plot_history(progress["steps"], progress["evals"], s.task.best[0], s.folder / "history.png")
-        save_results(s.folder, results, {"steps": progress["steps"], "evals": progress["evals"]})
+        history = {key: value for key, value in progress.items() if key in ("steps", "evals", "masks")}
+        save_results(s.folder, results, history)
         if report:
             s.accelerator.print(report)
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in results["eval"].items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _OURS = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT, RESULTS, "sparsity.json", "sparsity.png",
-    "history.png", "history.json",
+    "history.png", "history.json", "report.html",
 )  # fmt: skip
 # what may differ between a run and the one that goes on with it
 _FREE = {
@@ -74,12 +75,14 @@ def create_output_dir(folder: Path) -> None:
         raise PruningError(f"--output_dir: {folder} can't be written to: {error.strerror}") from None
 
 
-def clear_old_run(folder: Path) -> None:
-    """Remove the files that an earlier run wrote, and no others, so that none is taken for the new run's."""
+def clear_old_run(folder: Path, logs: Sequence[Path] = ()) -> None:
+    """Remove the files and logs that an earlier run wrote, and no others, so that none is taken for the new run's."""
     for directory in (folder / "best", folder):
         for pattern in _OURS:
             for path in directory.glob(pattern):
                 path.unlink()
+    for path in logs:
+        path.unlink(missing_ok=True)
     if (folder / "best").is_dir() and not any((folder / "best").iterdir()):
         (folder / "best").rmdir()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from tqdm.auto import tqdm
 
 from trisparse.prune.distill import Teacher
 from trisparse.prune.errors import PruningError
-from trisparse.prune.glue_args import TRACKERS, GlueArguments, TrainingArguments
+from trisparse.prune.glue_args import GlueArguments, TrainingArguments
 from trisparse.prune.glue_data import EpochSampler, load_splits, make_loader, tokenize
 from trisparse.prune.glue_models import check_capacity, load_models
 from trisparse.prune.glue_output import check_output_dir, create_output_dir
 from trisparse.prune.glue_plan import Plan, make_plan
 from trisparse.prune.glue_ranks import shard
 from trisparse.prune.glue_tasks import Task, find_task
+from trisparse.prune.glue_trackers import check_tracker
 from trisparse.prune.masked_adamw import MaskedAdamW
 from trisparse.prune.pruner import Pruner
 from trisparse.prune.sparse_cooldown import SparseCooldown
@@ -104,8 +104,6 @@ def set_up(args: GlueArguments) -> Setup:
     if teacher_model is not None:
         check_capacity("teacher_model_name_or_path", teacher_model, longest, tokens)
     create_output_dir(folder)
-    if accelerator.log_with:
-        accelerator.init_trackers("trisparse")
     teacher = None
     if teacher_model is not None:
         teacher = Teacher(teacher_model.to(accelerator.device))
@@ -156,15 +154,13 @@ def make_pruner(args: GlueArguments, bare: Any, model: nn.Module, plan: Plan) ->
 
 
 def _accelerator(t: TrainingArguments) -> Accelerator:
-    packages = TRACKERS[t.report_to]
-    if packages and not any(find_spec(package) for package in packages):
-        raise PruningError(f"--report_to: {t.report_to} is not installed; pip install {packages[0]}")
+    tracker = check_tracker(t.report_to)
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=t.gradient_accumulation_steps,
             mixed_precision=t.mixed_precision,
-            log_with=t.report_to if packages else None,
-            project_dir=t.output_dir if packages else None,
+            log_with=tracker,
+            project_dir=t.output_dir if tracker else None,
             cpu=not torch.accelerator.is_available(),  # or processes on CPUs would not find each other
         )
     except ValueError as error:

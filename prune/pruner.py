@@ -197,12 +197,17 @@ class Pruner:
 
     def sparsity(self) -> float:
         """Fraction of the groups' weights that the masks prune, without a look at the weights."""
-        pruned = 0
+        return sum(self.pruned_weights().values()) / sum(layer.weight.numel() for layer in self.layers)
+
+    def pruned_weights(self) -> dict[str, int]:
+        """Name of each layer -> how many of its weights the masks prune; waits for the device once a group."""
+        pruned = {}
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
-            mine = sum((mask.numel() - int(mask.sum())) * n * m for mask, (n, m) in zip(masks, blocks, strict=True))
-            pruned += group.exchange.sum([mine])[0]
-        return pruned / sum(layer.weight.numel() for layer in self.layers)
+            kept = torch.stack([mask.sum() for mask in masks]).tolist()
+            mine = [(mask.numel() - count) * n * m for mask, count, (n, m) in zip(masks, kept, blocks, strict=True)]
+            pruned |= dict(zip([layer.name for layer in group.layers], group.exchange.sum(mine), strict=True))
+        return pruned
 
     def report(self) -> SparsityReport:
         """Zeros per layer and in total, counted in the weights.
