@@ -201,7 +201,7 @@ class Pruner:
 
     def pruned_weights(self) -> dict[str, int]:
         """Name of each layer -> how many of its weights the masks prune; waits for the device once a group."""
-        pruned = {}
+        pruned: dict[str, int] = {}
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
             kept = torch.stack([mask.sum() for mask in masks]).tolist()

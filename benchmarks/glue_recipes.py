@@ -1,0 +1,232 @@
+r"""The rows of the published tables: run them, or go on with them, and set what came out beside what was published.
+
+    .venv/bin/python benchmarks/glue_recipes.py --data DIR --out benchmarks/results/glue_recipes.json \
+        [--rows bert-mini-mrpc-2-4 …] [--seeds 42 43 44] [--budget_seconds 3000]
+
+DIR holds a folder for each task, as `trisparse-glue --dataset_dir` takes it; without --data the hub's are used. A row
+is a recipe of `trisparse-glue`; the dense model that it starts from is trained first, with the same seed. Runs lie in
+--runs, and one that has ended is not made again. Past the budget the run at work is interrupted; the same command goes
+on with it from the end of its last epoch. Where the hub is out of reach,
+
+    … --encoder FOLDER --encoder_name all-MiniLM-L6-v2 --learning_rate 3e-4
+
+takes another encoder for all rows of BERT-mini and says so; its learning rate when pruning is to be chosen with
+`trisparse-glue --holdout_fraction 0.1`, never on the validation set that is reported.
+
+Hyper-parameters are the recipe's; texts of similar length are batched together, teachers run once on every text, and
+--mixed_precision is as given. Writes the JSON, a table, and a picture beside it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from trisparse.prune.files import atomic_save, atomic_write
+from trisparse.prune.glue_args import parse_arguments
+
+METRIC = {"mrpc": "f1", "sst2": "accuracy"}
+# mean and best of dense and sparse as published; MRPC's metric is not named there, and is F1 by its size
+PUBLISHED = {
+    "bert-mini-mrpc-4x1": (0.8619, 0.8752, 0.8610, 0.8722),
+    "bert-mini-mrpc-2-4": (0.8619, 0.8752, 0.8666, 0.8689),
+    "bert-mini-mrpc-1xchannel": (0.8619, 0.8752, 0.8629, 0.8680),
+    "bert-mini-mrpc-1xchannel-0.9": None,
+    "bert-mini-mrpc-mixed": None,
+    "distilbert-mrpc-4x1": (None, 0.9026, None, 0.8985),
+    "distilbert-mrpc-2-4": (None, 0.9026, None, 0.9088),
+    "bert-mini-sst2-4x1": (0.8660, 0.8761, 0.8651, 0.8692),
+    "bert-mini-sst2-2-4": (0.8660, 0.8761, 0.8731, 0.8773),
+    "bert-mini-sst2-1xchannel": (0.8660, 0.8761, 0.8651, 0.8692),
+    "bert-mini-sst2-1xchannel-0.9": None,
+}
+WORST = -0.01  # relative drop that is allowed where a gain was published
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="ROW")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42])
+    parser.add_argument("--budget_seconds", type=float, default=float("inf"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--encoder")
+    parser.add_argument("--encoder_name")
+    parser.add_argument("--learning_rate", type=float)
+    parser.add_argument("--mixed_precision", default="no")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if (args.encoder is None) != (args.encoder_name is None):
+        parser.error("--encoder and --encoder_name go together")
+    until = time.monotonic() + args.budget_seconds
+    content = json.loads(args.out.read_text()) if args.out.exists() else {"runs": []}
+    runs = {(run["encoder"], run["row"], run["seed"]): run for run in content["runs"]}
+    for seed in args.seeds:
+        for row in args.rows:
+            run = make_run(row, seed, args, until)
+            if run is not None:
+                runs[run["encoder"], row, seed] = run
+                content = {"machine": machine(), "runs": list(runs.values())}
+                atomic_write(args.out, json.dumps(content, indent=1) + "\n")
+    print(table(content["runs"]))
+    draw(content["runs"], args.out.with_suffix(".png"))
+
+
+def make_run(row: str, seed: int, args: argparse.Namespace, until: float) -> dict | None:
+    """The dense and the sparse result of one row and seed; None if the budget did not suffice."""
+    family, task = row.split("-mrpc-" if "-mrpc-" in row else "-sst2-")[0], "mrpc" if "-mrpc-" in row else "sst2"
+    stands_in = args.encoder is not None and family == "bert-mini"
+    encoder = args.encoder_name if stands_in else family
+    common = ["--seed", str(seed), "--group_by_length", "--per_device_eval_batch_size", "32"]
+    common += ["--mixed_precision", args.mixed_precision]
+    if args.data is not None:
+        common += ["--dataset_dir", str(args.data / task)]
+    folder = args.runs / encoder
+    dense_name = f"{family}-{task}-dense"
+    dense_folder, sparse_folder = folder / dense_name / f"seed-{seed}", folder / row / f"seed-{seed}"
+    start = ["--model_name_or_path", args.encoder] if stands_in else []
+    dense = run_glue(dense_name, dense_folder, [*common, *start], until)
+    if dense is None:
+        return None
+    more = ["--model_name_or_path", str(dense_folder), "--cache_teacher"]
+    if stands_in and args.learning_rate is not None:
+        more += ["--learning_rate", str(args.learning_rate)]
+    sparse = run_glue(row, sparse_folder, [*common, *more], until)
+    if sparse is None:
+        return None
+    keys = ("eval", "best_eval", "epochs", "train_seconds", "steps_per_second", "device", "versions")
+    return {
+        "row": row,
+        "seed": seed,
+        "encoder": encoder,
+        "dense": {key: dense[key] for key in keys},
+        "sparse": {key: sparse[key] for key in (*keys, "sparsity", "pattern_verified", "complete", "notes")},
+        "arguments": {"dense": felt_flags(dense), "sparse": felt_flags(sparse)},
+    }
+
+
+def run_glue(recipe: str, folder: Path, flags: list[str], until: float) -> dict | None:
+    """Results of a run: those that are there, or of one that is made or gone on with."""
+    results = folder / "all_results.json"
+    if not results.exists():
+        command = [f"{sysconfig.get_path('scripts')}/trisparse-glue", "--recipe", recipe, *flags]
+        command += ["--output_dir", str(folder)]
+        if (folder / "checkpoint.pt").exists():
+            command += ["--resume_from_checkpoint", str(folder)]
+        print(" ".join(command), flush=True)
+        left = until - time.monotonic()
+        if left <= 0:
+            print("the budget is spent", flush=True)
+            return None
+        process = subprocess.Popen(command)
+        try:
+            code = process.wait(None if left == float("inf") else left)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            print("the budget is spent; the same command goes on from the last epoch", flush=True)
+            return None
+        if code:
+            raise SystemExit(code)
+    return json.loads(results.read_text())
+
+
+def felt_flags(results: dict) -> dict:
+    """The arguments of a run that differ from what flags mean when they are not given, without this machine's paths."""
+    plain = parse_arguments(
+        ["--model_name_or_path", "m", "--task_name", results["task"], "--output_dir", "o"]
+    ).to_dict()
+    paths = ("model_name_or_path", "output_dir", "dataset_dir", "resume_from_checkpoint", "recipe")
+    arguments = results["arguments"]
+    return {k: v for k, v in arguments.items() if k in plain and v != plain[k] and k not in paths}
+
+
+def summary(row: str, runs: list[dict]) -> dict:
+    """Over the seeds of a row: best, mean and spread, dense and sparse, and whether the goal is met."""
+    metric = METRIC["mrpc" if "-mrpc-" in row else "sst2"]
+    dense, sparse = ([run[kind]["best_eval"][metric] for run in runs] for kind in ("dense", "sparse"))
+    drop = max(sparse) / max(dense) - 1
+    published = PUBLISHED[row]
+    goal = None if published is None else published[3] / published[1] - 1
+    allowed = None if goal is None else (WORST if goal > 0 else goal)
+    return {
+        "dense": dense,
+        "sparse": sparse,
+        "ratio": runs[0]["sparse"]["sparsity"]["matmul_gemm_conv"],
+        "drop": drop,
+        "published_drop": goal,
+        "verdict": "no goal" if allowed is None else "met" if drop >= allowed else "missed",
+    }
+
+
+def spread(values: list[float]) -> str:
+    error = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{max(values):.4f} ({statistics.mean(values):.4f}{error})"
+
+
+def table(runs: list[dict]) -> str:
+    """Markdown; best (mean +- standard deviation) over seeds of each run's best evaluation."""
+    head = ["row", "encoder", "ratio", "dense", "sparse", "drop", "published", "seeds, epochs", ""]
+    lines = [head, ["---"] * len(head)]
+    encoders = dict.fromkeys(run["encoder"] for run in runs)
+    for row, published in PUBLISHED.items():
+        said = "-" if published is None else f"{published[3] / published[1] - 1:+.2%}"
+        made = [(e, [r for r in runs if (r["row"], r["encoder"]) == (row, e)]) for e in encoders]
+        if not any(some for _, some in made):
+            lines.append([row, "-", "-", "-", "-", "-", said, "-", "not run"])
+        for encoder, some in made:
+            if some:
+                s = summary(row, some)
+                how_much = f"{len(some)}, {some[0]['sparse']['epochs']:g}"
+                values = [f"{s['ratio']:.4f}", spread(s["dense"]), spread(s["sparse"]), f"{s['drop']:+.2%}"]
+                lines.append([row, encoder, *values, said, how_much, s["verdict"]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(runs: list[dict], path: Path) -> None:
+    """Relative drop of every run, over rows, beside the published ones."""
+    figure = Figure(figsize=(8, 0.6 + 0.4 * len(PUBLISHED)), layout="constrained")
+    axes = figure.subplots()
+    rows = list(PUBLISHED)
+    known = [(i, PUBLISHED[row]) for i, row in enumerate(rows) if PUBLISHED[row] is not None]
+    axes.plot(
+        [100 * (p[3] / p[1] - 1) for _, p in known],
+        [i for i, _ in known],
+        "|",
+        markersize=16,
+        label="published, best of each",
+    )
+    for encoder in dict.fromkeys(run["encoder"] for run in runs):
+        points = []
+        for run in (run for run in runs if run["encoder"] == encoder):
+            metric = METRIC["mrpc" if "-mrpc-" in run["row"] else "sst2"]
+            dense, sparse = (run[kind]["best_eval"][metric] for kind in ("dense", "sparse"))
+            points.append((100 * (sparse / dense - 1), rows.index(run["row"])))
+        axes.plot([x for x, _ in points], [y for _, y in points], "o", label=f"{encoder}, each seed")
+    axes.axvline(0, color="gray", linewidth=0.5)
+    axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel="change of the metric against the dense model, %")
+    axes.invert_yaxis()
+    axes.legend()
+    atomic_save(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def machine() -> dict:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    main()

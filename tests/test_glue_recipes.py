@@ -1,0 +1,94 @@
+"""The table of published rows: what counts as met, what is run again, and that nothing is claimed of what was not run."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "glue_recipes.py"
+
+
+@pytest.fixture
+def recipes():
+    spec = importlib.util.spec_from_file_location("glue_recipes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def result(task, value, **more):
+    metric = {"f1": value, "accuracy": value}
+    return {
+        "task": task, "eval": metric, "best_eval": metric, "epochs": 15.0, "train_seconds": 1.0, "steps_per_second": 2.0,
+        "device": "d", "versions": {}, "arguments": {"learning_rate": 1e-3, "output_dir": "/somewhere"},
+    } | more  # fmt: skip
+
+
+SPARSE = {"sparsity": {"matmul_gemm_conv": 0.4931}, "pattern_verified": True, "complete": True, "notes": []}
+
+
+def run(row, seed, dense, sparse):
+    task = "mrpc" if "-mrpc-" in row else "sst2"
+    kinds = {"dense": result(task, dense), "sparse": result(task, sparse, **SPARSE)}
+    return {"row": row, "seed": seed, "encoder": "e", **kinds}
+
+
+@pytest.mark.parametrize(
+    ("row", "sparse", "verdict"),
+    [
+        ("bert-mini-mrpc-4x1", 0.9966, "met"),  # -0.34 % is published
+        ("bert-mini-mrpc-4x1", 0.9965, "missed"),
+        ("distilbert-mrpc-2-4", 0.9901, "met"),  # a gain is published: -1 % will do
+        ("distilbert-mrpc-2-4", 0.9899, "missed"),
+        ("bert-mini-mrpc-mixed", 0.5, "no goal"),
+    ],
+)
+def test_verdicts(recipes, row, sparse, verdict):
+    assert recipes.summary(row, [run(row, 1, 1.0, sparse)])["verdict"] == verdict
+
+
+def test_best_is_compared_with_best_over_seeds(recipes):
+    runs = [run("bert-mini-sst2-4x1", 1, 0.8, 0.79), run("bert-mini-sst2-4x1", 2, 0.7, 0.8)]
+    assert recipes.summary("bert-mini-sst2-4x1", runs)["drop"] == 0.0
+    table = recipes.table(runs)
+    assert (
+        "| bert-mini-sst2-4x1 | e | 0.4931 | 0.8000 (0.7500 +- 0.0707) | 0.8000 (0.7950 +- 0.0071) | +0.00% |" in table
+    )
+    assert table.count("not run") == len(recipes.PUBLISHED) - 1
+
+
+def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, monkeypatch, capsys):
+    made = []
+
+    def run_glue(recipe, folder, flags, until):
+        made.append((recipe, folder.parent.name, flags))
+        return result("mrpc", 0.85, **SPARSE)
+
+    monkeypatch.setattr(recipes, "run_glue", run_glue)
+    out = tmp_path / "rows.json"
+    for row, seed in (("bert-mini-mrpc-2-4", "1"), ("bert-mini-mrpc-4x1", "1"), ("bert-mini-mrpc-4x1", "1")):
+        monkeypatch.setattr("sys.argv", [
+            "glue_recipes.py", "--rows", row, "--seeds", seed, "--out", str(out), "--encoder", "/enc", "--encoder_name", "small",
+            "--learning_rate", "3e-4", "--data", "/data",
+        ])  # fmt: skip
+        recipes.main()
+    content = json.loads(out.read_text())
+    assert [(r["row"], r["encoder"]) for r in content["runs"]] == [
+        ("bert-mini-mrpc-2-4", "small"),
+        ("bert-mini-mrpc-4x1", "small"),
+    ]
+    assert content["runs"][0]["arguments"]["sparse"] == {"learning_rate": 1e-3}, "no path of this machine"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    (dense, _, dense_flags), (sparse, _, sparse_flags) = made[:2]
+    assert (dense, sparse) == ("bert-mini-mrpc-dense", "bert-mini-mrpc-2-4")
+    assert "--learning_rate" not in dense_flags
+    assert "/enc" in dense_flags
+    assert sparse_flags[sparse_flags.index("--learning_rate") + 1] == "0.0003"
+
+
+def test_a_run_that_has_ended_is_read_and_a_spent_budget_starts_none(recipes, tmp_path):
+    (tmp_path / "all_results.json").write_text('{"a": 1}')
+    assert recipes.run_glue("bert-mini-mrpc-2-4", tmp_path, [], until=0.0) == {"a": 1}
+    assert recipes.run_glue("bert-mini-mrpc-2-4", tmp_path / "new", [], until=0.0) is None
