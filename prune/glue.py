@@ -103,6 +103,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         with s.cooldown.epoch() if s.cooldown else contextlib.nullcontext():
             for batch in s.train_loader:
                 index = batch.pop("index")
+                if t.compile:
+                    torch.compiler.cudagraph_mark_step_begin()  # outputs of the step before may be written over
                 with accelerator.accumulate(model):
                     with accelerator.autocast():
                         outputs = model(**batch, output_hidden_states=teacher is not None)
@@ -117,7 +119,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
                     if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                         scheduler.step()
                     optimizer.zero_grad()
-                losses.append(loss.detach())
+                losses.append(loss.detach().clone())
                 if not accelerator.sync_gradients or accelerator.optimizer_step_was_skipped:
                     continue
                 progress["step"] += 1

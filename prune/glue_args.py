@@ -80,6 +80,9 @@ class TrainingArguments:
     num_warmup_steps: int = _arg(0, "Steps in which the learning rate rises.")
     seed: int = _arg(42, "Seed of everything random.")
     mixed_precision: str = _arg("no", "no, bf16 or fp16.")
+    compile: bool = _arg(
+        False, "Compile the model with torch.compile; on a GPU its kernels are replayed as CUDA graphs."
+    )
     fsdp: bool = _arg(False, "Spread the weights over the processes, too, not only the batches (FSDP2).")
     resume_from_checkpoint: str | None = _arg(None, "Folder of the run to go on with, or its checkpoint.pt.")
     report_to: str = _arg("none", "none, tensorboard or wandb.")
@@ -211,6 +214,9 @@ def _check(args: GlueArguments) -> None:
     _check_paths(d)
     if t.push_to_hub and not t.hub_model_id:
         raise PruningError("--push_to_hub: needs --hub_model_id, the repository to upload to")
+    if t.compile and (t.fsdp or args.pruning.sparse_cooldown):
+        other = "fsdp" if t.fsdp else "sparse_cooldown"
+        raise PruningError(f"--compile: does not work together with --{other} yet; leave one out")
     if t.fsdp:
         for name, odd, instead in (
             ("optimizer", t.optimizer == "masked_adamw", "adamw"),

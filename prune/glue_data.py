@@ -219,12 +219,21 @@ def make_loader(
     data: DataArguments,
     batch_size: int,
     sampler: EpochSampler | None = None,
+    multiple: int | None = None,
 ) -> DataLoader:
-    """Batches of padded tensors, with the examples' `index`."""
+    """Batches of padded tensors, with the examples' `index`; `multiple` of tokens to pad to.
+
+    On a GPU a process of its own pads the next batches meanwhile, in memory that the GPU can copy from by itself.
+    """
     from transformers import DataCollatorWithPadding
 
     padding = "max_length" if data.pad_to_max_length else "longest"
-    collate = DataCollatorWithPadding(tokenizer, padding=padding, max_length=data.max_length)
+    collate = DataCollatorWithPadding(
+        tokenizer, padding=padding, max_length=data.max_length, pad_to_multiple_of=multiple
+    )
     # a loader draws a seed whenever it starts; from a generator of its own, so that dropout is not moved on by it
     own = torch.Generator()
-    return DataLoader(features, batch_size, sampler=sampler, collate_fn=collate, generator=own)  # type: ignore[arg-type]
+    ahead: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        ahead = {"num_workers": 1, "persistent_workers": True, "prefetch_factor": 8, "pin_memory": True}
+    return DataLoader(features, batch_size, sampler=sampler, collate_fn=collate, generator=own, **ahead)  # type: ignore

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -30,6 +30,7 @@ from trisparse.prune.pruner import Pruner
 from trisparse.prune.sparse_cooldown import SparseCooldown
 from trisparse.prune.teacher_cache import TeacherCache
 
+_BUCKET = 16  # tokens; a compiled model has a graph for each length
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,13 +85,19 @@ def set_up(args: GlueArguments) -> Setup:
     if t.fsdp:
         shard(bare, accelerator.device)
     made = make_optimizer(bare, t.optimizer, t.learning_rate, t.weight_decay, args.pruning.do_prune)
-    loader = make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler)
+    multiple = _BUCKET if t.compile else None
+    loader = make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler, multiple)
     optimizer, train_loader = accelerator.prepare(made, loader)
     model = bare if t.fsdp else accelerator.prepare(bare)
+    if t.compile:
+        compile_model(bare, accelerator.device)
     if accelerator.num_processes > 1:
         set_seed(t.seed, device_specific=True)  # other dropout on each process; the weights are the same by now
     evaluation = d.per_device_eval_batch_size
-    validation = {k: accelerator.prepare(make_loader(v, tokenizer, d, evaluation)) for k, v in features.items()}
+    validation = {
+        name: accelerator.prepare(make_loader(rows, tokenizer, d, evaluation, multiple=multiple))
+        for name, rows in features.items()
+    }
     plan = make_plan(args, len(train_loader))
     pruner = make_pruner(args, bare, model, plan) if plan.window is not None else None
     cooldown = None
@@ -99,6 +106,7 @@ def set_up(args: GlueArguments) -> Setup:
         cooldown = SparseCooldown(bare, pruner, d.per_device_train_batch_size * length, _HALVES[t.mixed_precision])
 
     longest = d.max_length if d.pad_to_max_length else max(len(row["input_ids"]) for rows in all_rows for row in rows)
+    longest += -longest % (multiple or 1)
     tokens = max(max(row["input_ids"]) for rows in all_rows for row in rows)
     check_capacity("model_name_or_path", bare, longest, tokens)
     if teacher_model is not None:
@@ -107,6 +115,8 @@ def set_up(args: GlueArguments) -> Setup:
     teacher = None
     if teacher_model is not None:
         teacher = Teacher(teacher_model.to(accelerator.device))
+        if t.compile:
+            compile_model(teacher_model, accelerator.device)
         if args.model.cache_teacher:
             by_length = sorted(train, key=lambda row: len(row["input_ids"]))
             loader = make_loader(by_length, tokenizer, d, evaluation)
@@ -120,6 +130,12 @@ def set_up(args: GlueArguments) -> Setup:
         args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, cooldown, train_loader,
         sampler, validation, plan, digest,
     )  # fmt: skip
+
+
+def compile_model(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:
+    """Compile a model in place; one graph takes all lengths, and on CUDA each length is recorded once and replayed."""
+    mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
+    model.compile(dynamic=True, backend=backend, mode=mode)
 
 
 def freeze_head(model: Any) -> None:
@@ -161,6 +177,7 @@ def _accelerator(t: TrainingArguments) -> Accelerator:
             mixed_precision=t.mixed_precision,
             log_with=tracker,
             project_dir=t.output_dir if tracker else None,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
             cpu=not torch.accelerator.is_available(),  # or processes on CPUs would not find each other
         )
     except ValueError as error:

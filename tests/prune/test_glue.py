@@ -1,5 +1,6 @@
 """The GLUE loop on a tiny BERT: what it writes, and that it resumes."""
 
+import functools
 import json
 import math
 import shutil
@@ -133,6 +134,21 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glu
     refused = [*argv(world, "dense", "halves", *flags), "--resume_from_checkpoint", str(world / "halves")]
     assert main(refused) == 2, "nothing is left to do"
     shutil.rmtree(world / "halves")
+
+
+def test_a_compiled_run_trains_what_an_eager_one_does(world, monkeypatch, glue, weights):
+    from trisparse.prune import glue_setup
+
+    # dynamo and the buckets are ours to get right, the code that inductor makes is not, and takes minutes
+    monkeypatch.setattr(glue_setup, "compile_model", functools.partial(glue_setup.compile_model, backend="eager"))
+    flags = [
+        "--do_prune", "--pruning_pattern", "4x1", "--max_train_steps", "8", "--cooldown_epochs", "0", "--distill_loss_weight", "2",
+        "--pad_to_max_length", "--max_length", "32",
+    ]  # fmt: skip
+    glue(world, "dense", "eager", *flags)
+    glue(world, "dense", "compiled", *flags, "--compile")
+    one, two = weights(world / "eager"), weights(world / "compiled")
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("mode", ["hidden", "both"])
