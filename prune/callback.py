@@ -56,7 +56,9 @@ class PruningCallback(TrainerCallback):
             raise PruningError(
                 "load_best_model_at_end: want False, got True; it could bring back weights from before the last event"
             )
-        self.pruner, self.report = Pruner(kwargs["model"], self.config), None
+        # the model comes without its wrapper, so that nothing tells the Pruner of the other processes
+        replicas = torch.distributed.group.WORLD if args.world_size > 1 and not args.fsdp else None
+        self.pruner, self.report = Pruner(kwargs["model"], self.config, replicas), None
         if state.global_step:
             path = _folder(args, state) / _STATE
             if not path.is_file():
@@ -66,9 +68,11 @@ class PruningCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the Pruner's state into the Trainer's checkpoint."""
-        if state.is_world_process_zero and self.pruner is not None:
-            pruner = self.pruner
-            atomic_save(_folder(args, state) / _STATE, lambda path: torch.save(pruner.state_dict(), path))
+        if self.pruner is None:
+            return
+        whole = self.pruner.state_dict()  # to which all processes add their part
+        if state.is_world_process_zero:
+            atomic_save(_folder(args, state) / _STATE, lambda path: torch.save(whole, path))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the sparsity that the masks have to the log."""

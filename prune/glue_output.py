@@ -28,7 +28,7 @@ _OURS = (
 _FREE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id",
     "cache_teacher", "recipe", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file", "fsdp",
-    "compile", "per_device_train_batch_size", "gradient_accumulation_steps",  # their product with the processes is compared
+    "compile", "per_device_train_batch_size", "gradient_accumulation_steps",  # of these the examples a step count
 }  # fmt: skip
 
 
