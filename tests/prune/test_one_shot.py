@@ -99,25 +99,25 @@ def test_outputs_change_less_the_more_a_method_knows(keys):
 
 @pytest.fixture(scope="module")
 def language_model():
-    """A small GPT-2 trained on a chain in which two tokens decide the next; and texts of it."""
+    """A small Llama trained on a Markov chain; and texts of it that it has not seen."""
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    chain = torch.softmax(torch.randn(8, 8, 8) * 3, -1)
-    texts = torch.randint(8, (600, 2))
-    for _ in range(30):
-        texts = torch.cat([texts, torch.multinomial(chain[texts[:, -2], texts[:, -1]], 1)], 1)
-    config = transformers.GPT2Config(
-        vocab_size=8, n_positions=32, n_embd=48, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    torch.manual_seed(2)
+    chain = torch.softmax(torch.randn(32, 32) * 2.5, -1)
+    texts = torch.randint(32, (4000, 1))
+    for _ in range(31):
+        texts = torch.cat([texts, torch.multinomial(chain[texts[:, -1]], 1)], 1)
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=48, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=32,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model = transformers.LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0)
     for _ in range(200):
-        batch = texts[torch.randint(500, (64,))]
+        batch = texts[600 + torch.randint(3400, (64,))]
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval(), texts
+    return model.eval(), texts[:600]
 
 
 def perplexity(model, texts):
@@ -126,7 +126,7 @@ def perplexity(model, texts):
     return float(cross_entropy(logits[:, 1:-1].flatten(0, 1), texts[:, 2:].flatten()).exp())
 
 
-@pytest.mark.parametrize("keys", [{"pattern": "2:4"}, {"pattern": "1x1", "target_sparsity": 0.6}], ids=str)
+@pytest.mark.parametrize("keys", [{"pattern": "1:4"}, {"pattern": "1x1", "target_sparsity": 0.8}], ids=str)
 def test_a_language_model_suffers_less_than_by_magnitude(language_model, keys):
     dense, texts = language_model
     held_out, found = texts[500:], {}
@@ -136,20 +136,23 @@ def test_a_language_model_suffers_less_than_by_magnitude(language_model, keys):
             prune_once(model, **keys, pruning_scope="local")
         else:
             report = prune_one_shot(model, [{"input_ids": part} for part in texts[:200].split(50)], method, **keys)
-            assert report.pruned_layers == pytest.approx(keys.get("target_sparsity", 0.5), abs=0.01)
-            assert len(report.layers) == 8
+            assert report.pruned_layers == pytest.approx(keys.get("target_sparsity", 0.75), abs=0.01)
+            assert len(report.layers) == 14
             assert model.config.use_cache
         found[method] = perplexity(model, held_out)
     before = perplexity(dense, held_out)
-    assert before < 3.5  # of 8 tokens
-    assert before < min(found.values())
-    assert found["sparsegpt"] - before < 0.6 * (found["magnitude"] - before)
-    assert found["wanda"] < 1.1 * found["magnitude"]  # its inputs, after a LayerNorm, are all of one size
+    assert before < 8  # of 32 tokens
+    lost = {method: value - before for method, value in found.items()}
+    assert 0 < lost["wanda"] < 0.8 * lost["magnitude"]
+    assert 0 < lost["sparsegpt"] < 0.8 * lost["magnitude"]
 
 
-def test_later_blocks_see_what_pruned_blocks_give(language_model):
-    dense, texts = language_model
-    model, seen = copy.deepcopy(dense), []
+def test_later_blocks_see_what_pruned_blocks_give():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=8, n_positions=32, n_embd=48, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+    )
+    model, texts, seen = transformers.GPT2LMHeadModel(config).eval(), torch.randint(8, (20, 32)), []
     second = model.transformer.h[1].attn.c_attn
     second.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     batch = {"input_ids": texts[:20]}
