@@ -1,5 +1,7 @@
 """Pruning inside transformers' Trainer: its steps, its checkpoints, and resuming as if it had never stopped."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -99,3 +101,14 @@ def test_misuse(trainer):
         trainer(load_best_model_at_end=True, save_strategy="no", eval_strategy="no", metric_for_best_model="loss")[
             0
         ].train()
+
+
+def test_two_processes_choose_what_one_does(on_ranks):
+    script = Path(__file__).with_name("trainer_on_ranks.py")
+    (one, _), (two, _) = on_ranks(script, "trainer", 1), on_ranks(script, "trainer", 2)
+    alone, first, second = (torch.load(path, weights_only=True) for path in (one / "0.pt", two / "0.pt", two / "1.pt"))
+    assert alone["pruned"] == first["pruned"] == 0.75
+    assert all(torch.equal(first["masks"][name], second["masks"][name]) for name in first["masks"])
+    same = [(first["masks"][name] == mask).float().mean() for name, mask in alone["masks"].items()]
+    assert torch.stack(same).mean() > 0.99, "gradients that are summed in another order differ in their last bits"
+    assert (two / "out" / "checkpoint-5" / "pruner.pt").is_file()
