@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from trisparse.prune.distill import Teacher
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue_args import GlueArguments, TrainingArguments
-from trisparse.prune.glue_data import EpochSampler, load_splits, make_loader, tokenize
+from trisparse.prune.glue_data import EpochSampler, Example, load_splits, make_loader, tokenize
 from trisparse.prune.glue_models import check_capacity, load_models
 from trisparse.prune.glue_output import check_output_dir, create_output_dir
 from trisparse.prune.glue_plan import Plan, make_plan
@@ -79,7 +79,8 @@ def set_up(args: GlueArguments) -> Setup:
     digest = hashlib.sha256(json.dumps(features).encode()).hexdigest()
     train = features.pop("train")
     lengths = [len(row["input_ids"]) for row in train]
-    sampler = EpochSampler(lengths, t.seed, d.per_device_train_batch_size, d.group_by_length)
+    examples = d.per_device_train_batch_size * accelerator.num_processes  # the same order, however they are spread
+    sampler = EpochSampler(lengths, t.seed, examples, d.group_by_length)
     if args.model.distill_loss_weight and args.model.distill_mode == "hidden":
         freeze_head(bare)
     if t.fsdp:
@@ -87,8 +88,10 @@ def set_up(args: GlueArguments) -> Setup:
     made = make_optimizer(bare, t.optimizer, t.learning_rate, t.weight_decay, args.pruning.do_prune)
     multiple = _BUCKET if t.compile else None
     loader = make_loader(train, tokenizer, d, d.per_device_train_batch_size, sampler, multiple)
-    optimizer, train_loader = accelerator.prepare(made, loader)
-    model = bare if t.fsdp else accelerator.prepare(bare)
+    if t.fsdp:
+        model, (optimizer, train_loader) = bare, accelerator.prepare(made, loader)
+    else:
+        model, optimizer, train_loader = accelerator.prepare(bare, made, loader)
     if t.compile:
         compile_model(bare, accelerator.device)
     if accelerator.num_processes > 1:
@@ -118,18 +121,25 @@ def set_up(args: GlueArguments) -> Setup:
         if t.compile:
             compile_model(teacher_model, accelerator.device)
         if args.model.cache_teacher:
-            by_length = sorted(train, key=lambda row: len(row["input_ids"]))
-            loader = make_loader(by_length, tokenizer, d, evaluation)
-            bar = tqdm(loader, desc="teacher", unit="batch", disable=not accelerator.is_main_process)
-            cache = TeacherCache(lengths, accelerator.device, folder)
-            with accelerator.autocast():
-                teacher.fill(cache, ({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar))
-            if cache.is_on_disk:
-                accelerator.print("teacher: its outputs fill more than half of the free memory; they are kept on disk")
+            fill_cache(teacher, train, tokenizer, args, accelerator, folder)
     return Setup(
         args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, cooldown, train_loader,
         sampler, validation, plan, digest,
     )  # fmt: skip
+
+
+def fill_cache(
+    teacher: Teacher, train: list[Example], tokenizer: Any, args: GlueArguments, accelerator: Accelerator, folder: Path
+) -> None:
+    """Run the teacher once on every training example, on each process."""
+    by_length = sorted(train, key=lambda row: len(row["input_ids"]))
+    loader = make_loader(by_length, tokenizer, args.data, args.data.per_device_eval_batch_size)
+    bar = tqdm(loader, desc="teacher", unit="batch", disable=not accelerator.is_main_process)
+    cache = TeacherCache([len(row["input_ids"]) for row in train], accelerator.device, folder)
+    with accelerator.autocast():
+        teacher.fill(cache, ({k: v.to(accelerator.device) for k, v in batch.items()} for batch in bar))
+    if cache.is_on_disk:
+        accelerator.print("teacher: its outputs would fill more than half of the free memory; they are kept on disk")
 
 
 def compile_model(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:

@@ -75,7 +75,7 @@ class PrunedGroup:
     @property
     def views(self) -> list[Tensor]:
         """The weights as units see them, also after `weight.data` was set to another tensor."""
-        weights = [local(layer.weight.detach()) for layer in self.layers]
+        weights = (local(layer.weight) for layer in self.layers)
         if any(v.data_ptr() != weight.data_ptr() for v, weight in zip(self._views, weights, strict=True)):
             self._views = [layer.view for layer in self.layers]
         return self._views

@@ -139,6 +139,10 @@ def _layer(name: str, module: nn.Module, pattern: Pattern) -> Layer:
             f"{name}: its weight holds no numbers (uninitialized, on the meta device, or empty); give it some before, "
             f"or add {exact(name)!r} to excluded_op_names"
         )
+    if weight.dim() < 2:
+        raise PruningError(
+            f"{name}: its weight is flat, as FullyShardedDataParallel leaves it; shard by torch's fully_shard instead"
+        )
     layout = "transposed" if is_hf_conv1d(module) else "conv" if op_type(module) == "Conv" else "linear"
     return Layer(name, module, weight, pattern, layout)
 

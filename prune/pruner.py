@@ -133,7 +133,7 @@ class Pruner:
             group.write_masks(self.step_count)
 
     def _check_replicas(self) -> None:
-        if not self._replicas.agree(self.mask_hash()):
+        if self._replicas.group is not None and not self._replicas.agree(self.mask_hash()):
             raise PruningError(
                 f"masks: the processes chose different ones at step {self.step_count}; each must have the same weights "
                 "and the same reduced gradients: prepare the model before the Pruner, and step all processes alike"
