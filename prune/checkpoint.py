@@ -11,8 +11,9 @@ from torch import nn
 from trisparse.prune.checkpoint_files import check_files, digest, read_config, replaced_folder, weight_files
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
-from trisparse.prune.layer_spec import METHOD, check_entry, note_in_config
+from trisparse.prune.layer_spec import METHOD, note_in_config
 from trisparse.prune.layers import unwrap
+from trisparse.prune.spec_check import check_entry
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB") -> None:

@@ -45,6 +45,7 @@ class CompressionReport:
         bytes_before: of all parameters and buffers.
         bytes_after: the same, afterwards.
         channels: what became of channels and heads; None if none could be removed.
+        note: why channels stay that could have been tried.
     """
 
     prefer: str
@@ -52,6 +53,7 @@ class CompressionReport:
     bytes_before: int = 0
     bytes_after: int = 0
     channels: CompactionReport | None = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +77,7 @@ class CompressionReport:
         return (
             f"{packed} of {len(self.layers)} linear layers packed, "
             f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
+            + (f"; {self.note}" if self.note else "")
         )
 
     def __str__(self) -> str:

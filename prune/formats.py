@@ -105,7 +105,7 @@ def unpack_layer(layer: Any) -> nn.Module:
     linear: Any = layer.to_linear() if isinstance(layer, (Linear24, LinearBlocks)) else as_linear(layer)
     rows, cols = getattr(layer, "full_shape", linear.weight.shape)
     more = rows - linear.out_features, cols - linear.in_features
-    if any(more):
+    if any(more) or linear is layer:  # a new one in any case, which is as its model makes it
         weight = nn.functional.pad(linear.weight.detach(), (0, more[1], 0, more[0]))
         bias = None if linear.bias is None else nn.functional.pad(linear.bias.detach(), (0, more[0]))
         linear = nn.Linear(cols, rows, bias is not None, "meta", weight.dtype)

@@ -14,8 +14,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from trisparse.prune.checkpoint_files import check_files
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, check_entry, shrunken
+from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, shrunken
 from trisparse.prune.layers import replace_module
+from trisparse.prune.spec_check import check_entry
 
 
 @register_quantization_config(METHOD)
