@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from trisparse.prune.checkpoint_files import check_files
+from trisparse.prune.checkpoint_files import check_digests, check_layers, names_of, read_headers
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, shrunken
-from trisparse.prune.layers import replace_module
+from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, describe, shrunken
+from trisparse.prune.layers import is_hf_conv1d, op_type, replace_module
 from trisparse.prune.spec_check import check_entry
 
 
@@ -23,13 +22,13 @@ from trisparse.prune.spec_check import check_entry
 class TrisparseConfig(QuantizationConfigMixin):
     """The entry `quantization_config` of a compressed model's config."""
 
-    def __init__(self, layers: Any = None, format_version: Any = None, files: Any = None, **_: Any) -> None:
+    def __init__(self, **entry: Any) -> None:
         self.quant_method: Any = METHOD
-        self.layers, self.format_version, self.files = layers, format_version, files or {}
+        self.entry = {**entry, "quant_method": METHOD}
 
     def to_dict(self) -> dict[str, Any]:
         """Without digests, which hold for the files they were read with."""
-        return {"quant_method": METHOD, "format_version": self.format_version, "layers": copy.deepcopy(self.layers)}
+        return {key: copy.deepcopy(value) for key, value in self.entry.items() if key != "files"}
 
 
 @register_quantizer(METHOD)
@@ -48,8 +47,14 @@ class TrisparseQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config: Any = self.quantization_config
-        layers = check_entry(config.to_dict(), "config.json")
-        check_files([Path(file) for file in kwargs["checkpoint_files"] or []], config.files, layers)
+        layers = check_entry(config.entry, "config.json")
+        files = [Path(file) for file in kwargs["checkpoint_files"] or []]
+        if files:
+            headers, digests = read_headers(files), config.entry.get("files")
+            if digests is not None:
+                check_digests(files, digests)
+            held = check_layers(headers, layers, model.base_model_prefix, digests is not None)
+            layers = {name: layers[name] for name in held}
         for name, spec in _places(model, layers):
             layer: Any = model.get_submodule(name)
             dense = spec["format"] == "dense"
@@ -63,21 +68,30 @@ class TrisparseQuantizer(HfQuantizer):
             except RuntimeError as error:
                 lines = [line.strip() for line in str(error).splitlines()]
                 raise PruningError(f"{name}: its tensors are damaged: {lines[-1]}") from None
+        config: Any = self.quantization_config
+        config.entry = describe(model)  # by the names that its layers have in this class
         return model
 
 
 def _places(model: Any, layers: dict[str, Spec]) -> Iterator[tuple[str, Spec]]:
     """The layers by their names in this model, which may be the base model of what was saved, or have one."""
-    prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
     found = 0
     for name, spec in layers.items():
-        own = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in modules), None)
+        own = next((n for n in names_of(name, model.base_model_prefix) if n in modules), None)
         if own is None:
             continue  # a head that this class does without
         module: Any = modules[own]
-        if not isinstance(getattr(module, "weight", None), nn.Parameter) or module.weight.dim() != 2:
-            raise PruningError(f"config.json: layers: {name}: is no linear layer of a {type(model).__name__}")
+        kind = type(model).__name__
+        if op_type(module) != "Linear":
+            raise PruningError(f"config.json: layers: {name}: is no linear layer of a {kind}")
+        shape = list(module.weight.shape[::-1] if is_hf_conv1d(module) else module.weight.shape)
+        makes = {"full_shape": shape, "conv1d": is_hf_conv1d(module), "bias": module.bias is not None}
+        for field, want in makes.items():
+            if spec[field] != want:
+                raise PruningError(
+                    f"config.json: layers: {name}: {field}: want {want}, as a {kind} has it, got {spec[field]}"
+                )
         found += 1
         yield own, spec
     if layers and not found:
