@@ -28,7 +28,7 @@ from trisparse.prune.layers import unwrap
 from trisparse.prune.replaced_folder import replaced_folder
 from trisparse.prune.spec_check import check_entry
 
-_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*[KMGT]?I?B", re.IGNORECASE)
+_SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)  # what huggingface_hub reads
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
