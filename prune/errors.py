@@ -9,9 +9,9 @@ class PruningError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says, for a message of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    """An error's kind and the beginning of what it says, for a message of one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from trisparse.prune.checkpoint_files import check_digests, check_layers, names_of, read_headers
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, describe, shrunken
-from trisparse.prune.layers import is_hf_conv1d, op_type, replace_module
+from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, describe, misfit, shrunken
+from trisparse.prune.layers import op_type, replace_module
 from trisparse.prune.spec_check import check_entry
 
 
@@ -47,15 +47,16 @@ class TrisparseQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config: Any = self.quantization_config
-        layers = check_entry(config.entry, "config.json")
         files = [Path(file) for file in kwargs["checkpoint_files"] or []]
+        where = str(files[0].parent / "config.json") if files else "config.json"
+        layers = check_entry(config.entry, where)
         if files:
             headers, digests = read_headers(files), config.entry.get("files")
             if digests is not None:
                 check_digests(files, digests)
             held = check_layers(headers, layers, model.base_model_prefix, digests is not None)
             layers = {name: layers[name] for name in held}
-        for name, spec in _places(model, layers):
+        for name, spec in _places(model, layers, where):
             layer: Any = model.get_submodule(name)
             dense = spec["format"] == "dense"
             replace_module(model, name, shrunken(layer, spec) if dense else PackedTensors(spec, layer.weight.dtype))
@@ -73,7 +74,7 @@ class TrisparseQuantizer(HfQuantizer):
         return model
 
 
-def _places(model: Any, layers: dict[str, Spec]) -> Iterator[tuple[str, Spec]]:
+def _places(model: Any, layers: dict[str, Spec], where: str) -> Iterator[tuple[str, Spec]]:
     """The layers by their names in this model, which may be the base model of what was saved, or have one."""
     modules = dict(model.named_modules())
     found = 0
@@ -82,17 +83,11 @@ def _places(model: Any, layers: dict[str, Spec]) -> Iterator[tuple[str, Spec]]:
         if own is None:
             continue  # a head that this class does without
         module: Any = modules[own]
-        kind = type(model).__name__
         if op_type(module) != "Linear":
-            raise PruningError(f"config.json: layers: {name}: is no linear layer of a {kind}")
-        shape = list(module.weight.shape[::-1] if is_hf_conv1d(module) else module.weight.shape)
-        makes = {"full_shape": shape, "conv1d": is_hf_conv1d(module), "bias": module.bias is not None}
-        for field, want in makes.items():
-            if spec[field] != want:
-                raise PruningError(
-                    f"config.json: layers: {name}: {field}: want {want}, as a {kind} has it, got {spec[field]}"
-                )
+            raise PruningError(f"{where}: layers: {name}: is no linear layer of a {type(model).__name__}")
+        if trouble := misfit(spec, module):
+            raise PruningError(f"{where}: layers: {name}: {trouble}")
         found += 1
         yield own, spec
     if layers and not found:
-        raise PruningError(f"config.json: layers: none of them is in a {type(model).__name__}: {next(iter(layers))}, …")
+        raise PruningError(f"{where}: layers: none of them is in a {type(model).__name__}: {next(iter(layers))}, …")

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from trisparse.prune.checkpoint import check_folder, model_class
 from trisparse.prune.checkpoint_files import names_of, read_config, read_headers, weight_files
+from trisparse.prune.errors import PruningError
 from trisparse.prune.formats import formats_of
-from trisparse.prune.layer_spec import tensors_of
+from trisparse.prune.layer_spec import misfit, tensors_of
 from trisparse.prune.layers import is_hf_conv1d, op_type
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
@@ -47,9 +49,11 @@ class Row:
 def packed_rows(folder: Path) -> list[Row]:
     """Of a compressed checkpoint, which is checked: the layers that are not as their model makes them."""
     config, headers, names = check_folder(folder)
-    rows = []
+    made, rows = _linear_layers(folder), []
     for name, own in names.items():
         spec = config["quantization_config"]["layers"][name]
+        if trouble := misfit(spec, made[name]) if name in made else "":
+            raise PruningError(f"{folder / 'config.json'}: layers: {name}: {trouble}")
         (high, wide), (n, m) = spec["shape"], spec.get("block", (1, 1))
         parts = [key for key in tensors_of(spec) if key != "bias"]
         nbytes = sum(_size(headers[f"{own}.{key}"]) for key in parts)
@@ -67,14 +71,14 @@ def dense_rows(folder: Path) -> list[Row]:
     from safetensors import safe_open
 
     headers, rows = read_headers(weight_files(folder)), []
-    is_transposed = _linear_layers(folder)
+    made = _linear_layers(folder)
     for key, (path, shape, dtype) in sorted(headers.items()):
         name = key.removesuffix(".weight")
-        if len(shape) != 2 or name == key or (is_transposed and name not in is_transposed):
+        if len(shape) != 2 or name == key or (made and name not in made):
             continue
         with safe_open(path, "pt") as file:
             weight = file.get_tensor(key)
-        if is_transposed.get(name):
+        if name in made and is_hf_conv1d(made[name]):
             weight = weight.t()
         forms = formats_of(weight) if weight.is_floating_point() else []
         note = f"could be {forms[0]}, {forms[0].nbytes / max(weight.nbytes, 1):.2f} of dense" if forms else ""
@@ -84,8 +88,8 @@ def dense_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def _linear_layers(folder: Path) -> dict[str, bool]:
-    """Linear layers by every name that files may have for them, and whether their weights lie transposed.
+def _linear_layers(folder: Path) -> dict[str, nn.Module]:
+    """The model's linear layers, without numbers, by every name that files may have for them.
 
     Empty where the config's model can't be made: then every matrix of the files counts as one.
     """
@@ -95,8 +99,8 @@ def _linear_layers(folder: Path) -> dict[str, bool]:
             model = kind(kind.config_class.from_pretrained(folder))
     except Exception:  # whatever a config of another version makes it raise; the files can still be looked into
         return {}
-    found = {name: is_hf_conv1d(layer) for name, layer in model.named_modules() if op_type(layer) == "Linear"}
-    return {own: flag for name, flag in found.items() for own in names_of(name, kind.base_model_prefix)}
+    found = {name: layer for name, layer in model.named_modules() if op_type(layer) == "Linear"}
+    return {own: layer for name, layer in found.items() for own in names_of(name, kind.base_model_prefix)}
 
 
 def _size(header: tuple[Path, list[int], str]) -> int:

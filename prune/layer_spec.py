@@ -73,6 +73,16 @@ def is_ours(entry: Any) -> bool:
     return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
 
 
+def misfit(spec: Spec, layer: Any) -> str:
+    """What of a spec is not as in the layer that a model makes, or an empty string."""
+    is_conv1d = is_hf_conv1d(layer)
+    full = list(layer.weight.shape[::-1] if is_conv1d else layer.weight.shape)
+    for field, own in (("full_shape", full), ("conv1d", is_conv1d), ("bias", layer.bias is not None)):
+        if spec[field] != own:
+            return f"{field}: want {own}, as the model has it, got {spec[field]}"
+    return ""
+
+
 def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:
     """Name -> shape and dtype of what a file holds of a layer; None for the dtype of its weight."""
     rows, cols = spec["shape"]
