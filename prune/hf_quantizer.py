@@ -15,6 +15,7 @@ from trisparse.prune.checkpoint_files import check_digests, check_layers, names_
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layer_spec import METHOD, PackedTensors, Spec, describe, misfit, shrunken
 from trisparse.prune.layers import op_type, replace_module
+from trisparse.prune.obstacles import check_numbers
 from trisparse.prune.spec_check import check_entry
 
 
@@ -64,6 +65,7 @@ class TrisparseQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, tensors in [(n, m) for n, m in model.named_modules() if isinstance(m, PackedTensors)]:
+            check_numbers(tensors, f"{name}.")
             try:
                 replace_module(model, name, tensors.layer())
             except RuntimeError as error:

@@ -36,10 +36,11 @@ def interference(module: nn.Module) -> str:
     return "its forward was replaced" if "forward" in vars(module) else ""
 
 
-def check_numbers(model: nn.Module) -> None:
+def check_numbers(model: nn.Module, prefix: str = "") -> None:
     """PruningError for weights that are not in memory."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise PruningError(
-                f"{name}: holds no numbers (it is on the meta device, or offloaded); load the whole model into memory"
+                f"{prefix}{name}: holds no numbers (it is on the meta device, or offloaded); load the whole model into "
+                "memory"
             )

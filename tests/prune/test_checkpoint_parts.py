@@ -149,3 +149,9 @@ def test_another_methods_quantization_is_not_written_over(make_bert, tmp_path):
             refused(model)
     assert {name: type(m) for name, m in model.named_modules()} == before
     assert model.config.quantization_config == {"quant_method": "gptq", "bits": 4}
+
+
+def test_a_compressed_model_is_loaded_into_memory_whole(make_bert, tmp_path):
+    save_pretrained(small(make_bert()), tmp_path)
+    with pytest.raises(PruningError, match=r"query.values: holds no numbers .*load the whole model into memory$"):
+        from_pretrained(tmp_path, device_map={"": "meta"})
