@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.layers import is_hf_conv1d
+from trisparse.prune.layers import op_type
+from trisparse.prune.obstacles import interference, obstacle
 
 Constant = tuple[Tensor, Tensor]  # which units do not depend on the input, and their values
 
@@ -25,7 +25,8 @@ _ATTENTION = (
     (("q_lin", "k_lin", "v_lin"), "out_lin", "attention_head_size"),
     (("q_proj", "k_proj", "v_proj"), "o_proj", "head_dim"),
 )
-_ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Identity)
+_ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU)
+_PASSIVE = (nn.Dropout, nn.Identity)  # in evaluation mode
 
 
 class Chain(NamedTuple):
@@ -38,6 +39,7 @@ class Chain(NamedTuple):
         width: columns of a unit in the consumer.
         constants: from which rows of each producer are zero and from their biases (zeros where there are none),
             which columns do not depend on the input, and their values.
+        obstacle: why the units must stay, or an empty string.
     """
 
     producers: tuple[str, ...]
@@ -45,6 +47,7 @@ class Chain(NamedTuple):
     sizes: tuple[int, ...]
     width: int
     constants: Callable[[Sequence[Tensor], Sequence[Tensor]], Constant]
+    obstacle: str = ""
 
 
 def find_chains(model: nn.Module) -> list[Chain]:
@@ -54,35 +57,49 @@ def find_chains(model: nn.Module) -> list[Chain]:
 
 def _chains_of(name: str, module: nn.Module) -> Iterator[Chain]:
     prefix = f"{name}." if name else ""
-    for makes, reads, act in _FEED_FORWARD:
-        if layers := _layers(module, (*makes, reads)):
-            yield _feed_forward([prefix + m for m in makes], prefix + reads, attrgetter(act)(module), len(layers) - 1)
-    for projections, reads, size in _ATTENTION:
-        if layers := _layers(module, (*projections, reads)):
-            yield _attention([prefix + p for p in projections], prefix + reads, layers, attrgetter(size)(module))
-    if isinstance(module, nn.Sequential):
-        yield from _sequence(prefix, [(key, child) for key, child in module.named_children() if _matters(child)])
+    for makes, reads, path in _FEED_FORWARD:
+        layers, act = _layers(module, (*makes, reads)), _at(module, path)
+        if layers and callable(act):
+            chain = _feed_forward([prefix + m for m in makes], prefix + reads, act)
+            yield chain._replace(obstacle=_obstacle(prefix, module, (*makes, reads)))
+    for projections, reads, path in _ATTENTION:
+        layers, head = _layers(module, (*projections, reads)), _at(module, path)
+        if layers and isinstance(head, int) and head > 0 and len(_at(layers[1], "weight")) > 0:
+            chain = _attention([prefix + p for p in projections], prefix + reads, layers, head)
+            yield chain._replace(obstacle=_obstacle(prefix, module, (*projections, reads)))
+    if type(module) is nn.Sequential:  # a subclass may have a forward of its own
+        yield from _sequence(prefix, module)
 
 
-def _matters(module: nn.Module) -> bool:
-    return not isinstance(module, (nn.Dropout, nn.Identity))
+def _at(module: Any, path: str) -> Any:
+    """An attribute of an attribute, None if it is not there."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
 def _layers(module: nn.Module, paths: Sequence[str]) -> list[Any] | None:
     """The layers at these paths, or None unless all are there and linear."""
-    found: list[Any] = []
+    found = [_at(module, path) for path in paths]
+    return found if all(isinstance(layer, nn.Module) and op_type(layer) == "Linear" for layer in found) else None
+
+
+def _obstacle(prefix: str, block: nn.Module, paths: Sequence[str]) -> str:
+    """Why the units of a block's layers must stay: hooks and the like, on the layers and on what lies between."""
     for path in paths:
-        try:
-            layer = module.get_submodule(path)
-        except AttributeError:
-            return None
-        if not (isinstance(layer, nn.Linear) or is_hf_conv1d(layer)):
-            return None
-        found.append(layer)
-    return found
+        if reason := obstacle(block.get_submodule(path)):
+            return f"stays: {prefix}{path}: {reason}"
+    tops = {path.partition(".")[0] for path in paths}
+    for top, child in block._modules.items():
+        if child is None or (top not in tops and any(op_type(m) == "Linear" for m in child.modules())):
+            continue  # layers of another chain, as BERT's attention beside its feed-forward block
+        for name, module in child.named_modules(prefix=prefix + top):
+            if reason := interference(module):
+                return f"stays: {name}: {reason}"
+    return f"stays: {prefix.rstrip('.')}: its forward was replaced" if "forward" in vars(block) else ""
 
 
-def _feed_forward(makes: Sequence[str], reads: str, act: Callable[[Tensor], Tensor], count: int) -> Chain:
+def _feed_forward(makes: Sequence[str], reads: str, act: Callable[[Tensor], Tensor]) -> Chain:
     def plain(zero: Sequence[Tensor], biases: Sequence[Tensor]) -> Constant:
         return zero[0], act(biases[0])
 
@@ -91,7 +108,7 @@ def _feed_forward(makes: Sequence[str], reads: str, act: Callable[[Tensor], Tens
         nothing = (zero[0] & (gate == 0)) | (zero[1] & (biases[1] == 0))
         return (zero[0] & zero[1]) | nothing, torch.where(nothing, 0, gate * biases[1])
 
-    return Chain(tuple(makes), reads, (1,) * count, 1, plain if count == 1 else gated)
+    return Chain(tuple(makes), reads, (1,) * len(makes), 1, plain if len(makes) == 1 else gated)
 
 
 def _attention(makes: Sequence[str], reads: str, layers: Sequence[Any], head: int) -> Chain:
@@ -108,7 +125,15 @@ def _attention(makes: Sequence[str], reads: str, layers: Sequence[Any], head: in
     return Chain(tuple(makes), reads, (group * head, head, head), group * head, constants)
 
 
-def _sequence(prefix: str, children: Sequence[tuple[str, nn.Module]]) -> Iterator[Chain]:
-    for (first, a), (_, act), (last, b) in zip(children, children[1:], children[2:], strict=False):
-        if isinstance(a, nn.Linear) and isinstance(act, _ELEMENTWISE) and isinstance(b, nn.Linear):
-            yield _feed_forward([prefix + first], prefix + last, act, 1)
+def _sequence(prefix: str, block: nn.Sequential) -> Iterator[Chain]:
+    children = [(key, child) for key, child in block._modules.items() if child is not None]
+    steps = [index for index, (_, child) in enumerate(children) if type(child) not in _PASSIVE]
+    for i, j, k in zip(steps, steps[1:], steps[2:], strict=False):
+        (first, a), (_, act), (last, b) = children[i], children[j], children[k]
+        if op_type(a) == op_type(b) == "Linear" and type(act) in _ELEMENTWISE:
+            reasons = [(first, obstacle(a)), (last, obstacle(b))]
+            reasons += [(key, interference(child)) for key, child in children[i + 1 : k]]
+            reason = next((f"stays: {prefix}{key}: {reason}" for key, reason in reasons if reason), "")
+            if "forward" in vars(block):
+                reason = f"stays: {prefix.rstrip('.') or 'the model'}: its forward was replaced"
+            yield _feed_forward([prefix + first], prefix + last, act)._replace(obstacle=reason)

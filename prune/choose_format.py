@@ -17,6 +17,7 @@ from trisparse.prune.timing import TimingCache, time_pair
 
 _FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense: on the whole, and for any number of tokens
 _HOPELESS = 0.7  # expected gain below which nothing is measured
+_NEARLY = 1.25  # times the smallest: formats that may turn out smaller still, once rows are grouped anew
 
 
 class Chooser:
@@ -35,16 +36,25 @@ class Chooser:
         if not forms:
             return row, None
         if self.prefer == "memory":
-            packed = pack_layer(layer, forms[0])
-            if _weight_bytes(packed) >= weight.nbytes:
-                row.reason = "no format is smaller"
-                return row, None
-            row.measured = self._measured(layer, packed, forms[0])
-            return self._packed(row, packed, weight, forms[0], "the smallest")
+            return self._smallest(row, layer, weight, forms)
         if not weight.is_cuda:
-            row.reason = "dense is faster here: a CPU unpacks"
+            row.reason = "dense: a CPU unpacks what is packed"
             return row, None
         return self._fastest(row, layer, weight, forms)
+
+    def _smallest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
+        form, packed = forms[0], pack_layer(layer, forms[0])
+        for other in forms[1:]:
+            if not other.is_regrouped or other.nbytes > _NEARLY * _weight_bytes(packed):
+                continue  # its bytes are known without packing it, or are far off
+            candidate = pack_layer(layer, other)
+            if _weight_bytes(candidate) < _weight_bytes(packed):
+                form, packed = other, candidate
+        if _weight_bytes(packed) >= weight.nbytes:
+            row.reason = "no format is smaller"
+            return row, None
+        row.measured = self._measured(layer, packed, form)
+        return self._packed(row, packed, weight, form, "the smallest")
 
     def _fastest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
@@ -57,10 +67,17 @@ class Chooser:
             gain = statistics.geometric_mean(gains.values()) if min(gains.values(), default=0) >= _NEVER_BELOW else 0
             if gain >= (_FASTER if self.measure else GAIN) and (best is None or gain > best[0]):
                 best = gain, form, packed, gains
+            if self.measure:
+                row.rejected[str(form)] = gains
         if best is None:
-            row.reason = "dense is faster here" if self.measure else "dense: no format promises enough"
+            row.reason = (
+                "dense is faster here" if row.rejected
+                else "dense: a static model expects no format to come near, so none was timed" if self.measure
+                else "dense: no format promises enough"
+            )  # fmt: skip
             return row, None
         _, form, packed, gains = best
+        row.rejected.pop(str(form), None)
         row.measured = gains if self.measure else {}
         packed = pack_layer(layer, form) if packed is None else packed
         return self._packed(row, packed, weight, form, "the fastest" if self.measure else "promises to be the fastest")
@@ -78,9 +95,8 @@ class Chooser:
         cache, gains = TimingCache(self.folder, linear.weight.device), {}
         for count in self.tokens:
             rows, cols = linear.weight.shape
-            key = (
-                f"{rows}x{cols} {linear.weight.dtype} bias={linear.bias is not None} {form} {form.stored:.2f} T={count}"
-            )
+            has_bias = linear.bias is not None
+            key = f"{rows}x{cols} {linear.weight.dtype} bias={has_bias} {form} {form.nbytes} bytes T={count}"
             times = cache.get(key)
             if times is None:
                 generator = torch.Generator(linear.weight.device).manual_seed(0)  # the caller's random numbers stay

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from trisparse.prune.checkpoint import check_folder, from_pretrained, save_pretrained
+from trisparse.prune.checkpoint import check_shard_size, from_pretrained, save_pretrained
 from trisparse.prune.checkpoint_files import read_config, weight_files
 from trisparse.prune.compress import compress
-from trisparse.prune.errors import PruningError
+from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.export import FORMATS, export
 from trisparse.prune.files import atomic_write
 from trisparse.prune.inspection import dense_rows, packed_rows
-from trisparse.prune.layer_spec import METHOD
+from trisparse.prune.layer_spec import is_ours
 
+_REPORT = "compression_report.json"
 _LARGE_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".h5", ".msgpack")
 
 
@@ -48,16 +49,18 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     try:
         {"compress": _compress, "inspect": _inspect, "export": _export}[args.command](args)
-    except PruningError as error:
-        print(f"trisparse: {error}", file=sys.stderr)  # noqa: T201
-        return 2
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (PruningError, OSError) as error:  # an OSError names its file
+        print(f"trisparse: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     return 0
 
 
 def _compress(args: argparse.Namespace) -> None:
     _check_folders(args.input, args.output)
+    check_shard_size(args.max_shard_size)
+    _check_device(args.device)
     model: Any = from_pretrained(args.input, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
     model, report = compress(
         model.to(args.device).eval(), args.prefer, args.tokens,
@@ -65,7 +68,7 @@ def _compress(args: argparse.Namespace) -> None:
     )  # fmt: skip
     save_pretrained(model.cpu(), args.output, args.max_shard_size)
     _copy_small_files(args.input, args.output)
-    atomic_write(args.output / "compression_report.json", json.dumps(report.to_dict(), indent=1) + "\n")
+    atomic_write(args.output / _REPORT, json.dumps(report.to_dict(), indent=1) + "\n")
     head, *rows = report.table()
     _print_table(head, rows)
     before, after = (sum(p.stat().st_size for p in weight_files(folder)) for folder in (args.input, args.output))
@@ -83,25 +86,37 @@ def _export(args: argparse.Namespace) -> None:
 def _check_folders(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         raise PruningError(f"output: want another folder than the input, got {target}")
+    there = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise PruningError(f"output: want a folder, but {there} is a file")
+
+
+def _check_device(name: str) -> None:
+    try:
+        is_meta = torch.zeros(1, device=name).is_meta
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch without CUDA asserts
+        raise PruningError(f"device: {name!r} can't be used: {one_line(error)}") from None
+    if is_meta:
+        raise PruningError("device: want one that computes, got 'meta'")
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
     """Tokenizer, generation config and the like, which are the same for every format."""
     for path in source.iterdir():
-        small = path.is_file() and not path.name.endswith(_LARGE_FILES) and path.name != "config.json"
+        small = path.is_file() and not path.name.endswith(_LARGE_FILES) and path.name not in ("config.json", _REPORT)
         if small and not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
 
 
 def _inspect(args: argparse.Namespace) -> None:
     config = read_config(args.folder)
-    is_ours = config.get("quantization_config", {}).get("quant_method") == METHOD
-    rows = packed_rows(args.folder, check_folder(args.folder)) if is_ours else dense_rows(args.folder)
+    is_packed = is_ours(config.get("quantization_config"))
+    rows = packed_rows(args.folder) if is_packed else dense_rows(args.folder)
     head = ["layer", "shape", "format", "stored", "KiB", "of dense", ""]
     _print_table(head, [row.cells() for row in rows])
     files = weight_files(args.folder)
     size = sum(path.stat().st_size for path in files) / 2**20
-    state = "whole" if is_ours and config["quantization_config"].get("files") else "readable"
+    state = "whole" if is_packed and config["quantization_config"].get("files") else "readable"
     print(f"{len(files)} files, {size:.1f} MiB, {state}; {len(rows)} layers")  # noqa: T201
 
 

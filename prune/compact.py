@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trisparse.prune.chains import Chain, find_chains
 from trisparse.prune.compaction_report import CompactedChain, CompactionReport
-from trisparse.prune.errors import PruningError
-from trisparse.prune.layer_spec import note_in_config
+from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.layer_spec import check_config, note_in_config
 from trisparse.prune.layers import is_hf_conv1d, op_type
+from trisparse.prune.obstacles import check_numbers
+from trisparse.prune.same_outputs import check_example, difference, outputs_of
 
 _MULTIPLES = {"cuda": 64, "cpu": 8}
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest output; 16-bit types round more
-_TOLERANCE_16 = 3e-2
 
 
 @torch.no_grad()
@@ -27,18 +27,25 @@ def compact(
     """Remove channels and heads that are zero, in place; in evaluation mode the outputs stay what they were.
 
     A hidden channel goes where its row is zero, its constant activation being folded into the next bias, or where
-    nothing reads it. A head goes where all its query, key and value rows are zero, or all columns that read it.
-    Nothing else goes: rows that other layers read stay, as zeros, and the report names them.
+    nothing reads it. A head of BERT, DistilBERT or Llama goes where all its query, key and value rows are zero, or all
+    columns that read it. Rows that other layers read stay, as zeros, and the report names them. Units stay, too,
+    between layers with hooks, replaced forwards or weights that are computed, and where no bias can take what they
+    always give.
 
     Args:
-        model: with feed-forward blocks and attention as in BERT, DistilBERT, GPT-2 or Llama, or nn.Sequential.
+        model: with feed-forward blocks and attention as in BERT, DistilBERT, GPT-2 (blocks only) or Llama, or
+            nn.Sequential.
         example: inputs to compare outputs before and after, keywords or positions; a transformers model has its own.
         multiple: to which kept channels are rounded up, by keeping the largest of those that could go; 64 on a GPU,
             8 on a CPU, where matrix products are fastest.
 
     Raises:
-        PruningError: no chain was found, or the outputs changed; then the model is as it was.
+        PruningError: no chain was found, the model does not run on the example, or the outputs changed; then the model
+            is as it was.
     """
+    check_example(example)
+    check_numbers(model)
+    check_config(model)
     chains = find_chains(model)
     if not chains:
         raise PruningError(
@@ -49,65 +56,121 @@ def compact(
     if multiple < 1:
         raise PruningError(f"multiple: want at least 1, got {multiple}")
     example = getattr(model, "dummy_inputs", None) if example is None else example
-    before = _outputs(model, example)
-    report = CompactionReport(verified=example is not None)
-    count = _count(model)
-    undo = {name: copy.copy(model.get_submodule(name).__dict__) for c in chains for name in (*c.producers, c.consumer)}
-    undo = {name: {**state, "_parameters": dict(state["_parameters"])} for name, state in undo.items()}
-    try:
-        report.chains = [_shrink(model, chain, multiple) for chain in chains]
-        trouble = _difference(before, _outputs(model, example))
-    except RuntimeError as error:  # shapes that do not fit
-        trouble = str(error).splitlines()[0]
-    if trouble:
-        for name, state in undo.items():
-            model.get_submodule(name).__dict__.update(state)
-        raise PruningError(
-            f"model: fails without its zero channels ({trouble}), so its modules are not what their names say; "
-            "it is as it was before"
-        )
+    report, count = CompactionReport(), _count(model)
+    before: list[Tensor] | None = None
+    with _undone_on_error(model, chains):
+        for chain in chains:
+            row, cut = _plan(model, chain, multiple)
+            report.chains.append(row)
+            if cut is None:
+                continue
+            if before is None:  # not until something is to go, so that other models need no example
+                before = _run(model, example)
+            _cut(model, chain, cut)
+        if before:
+            _compare(before, model, example)
+    report.verified = bool(before)
     report.masked, report.parameters = _masked(model, chains), (count, _count(model))
     note_in_config(model)
     return report
 
 
-def _shrink(model: nn.Module, chain: Chain, multiple: int) -> CompactedChain:
+@contextlib.contextmanager
+def _undone_on_error(model: nn.Module, chains: list[Chain]) -> Iterator[None]:
+    """Whatever happens, a model whose layers were cut has them back as they were."""
+    layers = [model.get_submodule(name) for chain in chains for name in (*chain.producers, chain.consumer)]
+    saved = [(layer, {**vars(layer), "_parameters": dict(layer._parameters)}) for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, state in saved:
+            vars(layer).clear()
+            vars(layer).update(state)
+        raise
+
+
+def _run(model: nn.Module, example: Any) -> list[Tensor]:
+    try:
+        return outputs_of(model, example)
+    except Exception as error:
+        raise PruningError(
+            f"example: the model does not run on it ({one_line(error)}); give example=…, or keep all channels "
+            "(remove_channels=False, --keep_channels)"
+        ) from error
+
+
+def _compare(before: list[Tensor], model: nn.Module, example: Any) -> None:
+    cause = None
+    try:
+        trouble = difference(before, outputs_of(model, example))
+    except Exception as error:  # whatever a forward raises that knew its sizes
+        trouble, cause = one_line(error), error
+    if trouble:
+        raise PruningError(
+            f"model: fails without its zero channels ({trouble}), so its modules are not what their names say; "
+            "it is as it was before"
+        ) from cause
+
+
+class _Cut(NamedTuple):
+    """Indices of the units to keep, and what those that go always add to the consumer's output."""
+
+    kept: Tensor
+    folded: Tensor
+
+
+def _plan(model: nn.Module, chain: Chain, multiple: int) -> tuple[CompactedChain, _Cut | None]:
     makes: list[Any] = [model.get_submodule(name) for name in chain.producers]
     reads: Any = model.get_submodule(chain.consumer)
-    rows, columns = [_matrix(layer) for layer in makes], _matrix(reads)
+    columns = _matrix(reads)
     units = columns.shape[1] // chain.width
-    result = CompactedChain(list(chain.producers), chain.consumer, units, 0, units)
-    if shared := _shared(model, [*makes, reads]):
-        result.reason = f"stays: a weight is shared with {shared}"
-        return result
+    row = CompactedChain(list(chain.producers), chain.consumer, units, 0, units, chain.obstacle)
+    if row.reason:
+        return row, None
+    if shared := _shared(model, chain):
+        row.reason = f"stays: a weight is shared with {shared}"
+        return row, None
+    rows = [_matrix(layer) for layer in makes]
     zero = [(weight == 0).all(1) for weight in rows]
     biases = [w.new_zeros(len(w)) if m.bias is None else m.bias for m, w in zip(makes, rows, strict=True)]
-    constant, values = chain.constants(zero, biases)
-    unread = (columns == 0).all(0)
-    removable = (constant | unread).view(units, chain.width).all(1)
-    result.removable = int(removable.sum())
-    if not result.removable:
-        return result
+    try:
+        constant, values = chain.constants(zero, biases)
+        unread = (columns == 0).all(0)
+        could = (constant | unread).view(units, chain.width).all(1)
+        if reads.bias is None:  # one added would be lost where only the model's own class is known
+            constant = constant & (values == 0)
+        removable = (constant | unread).view(units, chain.width).all(1)
+        size = columns.float().square().sum(0).view(units, -1).sum(1)
+        for weight in rows:
+            size = size + weight.float().square().reshape(units, -1).sum(1)
+    except (RuntimeError, TypeError) as error:
+        row.reason = f"stays: its layers do not fit together ({one_line(error)})"
+        return row, None
+    row.removable = int(removable.sum())
+    if stuck := int(could.sum()) - row.removable:
+        row.reason = f"{stuck} stay: {chain.consumer} has no bias to take what they always give"
+    if not row.removable:
+        return row, None
     step = multiple if chain.width == 1 else 1
-    wanted = max(-(-(units - result.removable) // step) * step, step)
-    size = columns.float().square().sum(0).view(units, -1).sum(1)
-    for weight in rows:
-        size = size + weight.float().square().reshape(units, -1).sum(1)
+    wanted = max(-(-(units - row.removable) // step) * step, step)
     order = torch.argsort(torch.where(removable, size, torch.inf), descending=True, stable=True)
     kept = order[:wanted].sort().values
-    result.kept = len(kept)
-    if result.kept == units:
-        result.reason = f"stays: kept units are rounded to {step}"
-        return result
+    row.kept = len(kept)
+    if row.kept == units:
+        row.reason = f"stays: kept units are rounded to {step}"
+        return row, None
     gone = torch.ones(units, dtype=torch.bool, device=kept.device).index_fill_(0, kept, False)
-    gone = gone.repeat_interleave(chain.width)
-    folded = columns[:, gone] @ values[gone]  # where values vary, nothing reads them
-    if folded.any():
-        reads.bias = nn.Parameter(folded if reads.bias is None else reads.bias + folded, reads.weight.requires_grad)
-    for layer, count in zip(makes, chain.sizes, strict=True):
-        _keep(layer, _expand(kept, count), 0)
-    _keep(reads, _expand(kept, chain.width), 1)
-    return result
+    always = gone.repeat_interleave(chain.width) & constant
+    return row, _Cut(kept, columns[:, always] @ values[always])
+
+
+def _cut(model: nn.Module, chain: Chain, cut: _Cut) -> None:
+    reads: Any = model.get_submodule(chain.consumer)
+    if reads.bias is not None:
+        reads.bias = nn.Parameter(reads.bias + cut.folded, reads.bias.requires_grad)
+    for name, count in zip(chain.producers, chain.sizes, strict=True):
+        _keep(model.get_submodule(name), _expand(cut.kept, count), 0)
+    _keep(reads, _expand(cut.kept, chain.width), 1)
 
 
 def _matrix(layer: Any) -> Tensor:
@@ -136,14 +199,14 @@ def _keep(layer: Any, index: Tensor, dim: int) -> None:
         layer.out_features, layer.in_features = layer.weight.shape
 
 
-def _shared(model: nn.Module, layers: list[Any]) -> str | None:
-    """Name of another module that holds one of the layers' weights."""
-    own = {id(layer) for layer in layers}
-    weights = {id(layer.weight) for layer in layers}
+def _shared(model: nn.Module, chain: Chain) -> str | None:
+    """Another name under which the model has one of the layers' weights."""
+    own = [*chain.producers, chain.consumer]
+    weights = [id(p) for name in own for p in model.get_submodule(name).parameters(recurse=False)]
     for name, module in model.named_modules(remove_duplicate=False):
-        if id(module) not in own and any(id(p) in weights for p in module.parameters(recurse=False)):
+        if name not in own and any(id(p) in weights for p in module.parameters(recurse=False)):
             return name
-    return None
+    return chain.consumer if len(set(weights)) < len(weights) else None
 
 
 def _masked(model: nn.Module, chains: list[Chain]) -> dict[str, int]:
@@ -160,42 +223,3 @@ def _masked(model: nn.Module, chains: list[Chain]) -> dict[str, int]:
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _outputs(model: nn.Module, example: Mapping[str, Any] | tuple | None) -> list[Tensor]:
-    """All float tensors that the model gives for the example, in evaluation mode."""
-    if example is None:
-        return []
-    device, training = next(model.parameters()).device, model.training
-    moved: Any = _to(example, device)
-    model.eval()
-    try:
-        result = model(**moved) if isinstance(moved, Mapping) else model(*moved)
-    finally:
-        model.train(training)
-    return [t for t in _tensors(result) if t.is_floating_point()]
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _to(item, device) for key, item in value.items()}
-    return tuple(_to(item, device) for item in value) if isinstance(value, (tuple, list)) else value
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
-
-
-def _difference(before: list[Tensor], after: list[Tensor]) -> str:
-    """How far outputs differ, if by more than rounding."""
-    worst = 0.0
-    for a, b in zip(before, after, strict=True):
-        difference = float((a.float() - b.float()).abs().max()) if a.numel() else 0.0
-        if not difference <= _TOLERANCE.get(a.dtype, _TOLERANCE_16) * max(1.0, float(a.abs().max())):
-            worst = max(worst, difference)
-    return f"its outputs differ by {worst:.2g}" if worst else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trisparse.prune.text_table import aligned
+
 
 @dataclass
 class CompactedChain:
@@ -42,8 +44,7 @@ class CompactionReport:
         rows = [head]
         for c in self.chains:
             rows.append((_joined(c.producers), c.consumer, str(c.units), str(c.removable), str(c.kept), c.reason))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = aligned(rows)
         lines += [
             f"{name}: {count} rows stay, as zeros; what reads them cannot shrink" for name, count in self.masked.items()
         ]

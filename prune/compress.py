@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from trisparse.prune.compact import compact
 from trisparse.prune.compression_report import CompressionReport
 from trisparse.prune.errors import PruningError
 from trisparse.prune.formats import unpack_layer
-from trisparse.prune.layer_spec import note_in_config
-from trisparse.prune.layers import is_hf_conv1d, replace_module, unwrap
+from trisparse.prune.layer_spec import check_config, note_in_config
+from trisparse.prune.layers import op_type, replace_module, unwrap
+from trisparse.prune.obstacles import check_numbers, obstacle
+from trisparse.prune.same_outputs import check_example
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 PACKED = (Linear24, LinearBlocks)
@@ -34,13 +36,15 @@ def compress(
     since they are unpacked to be multiplied.
 
     Args:
-        model: pruned; shared weights, layers with hooks and all that is no linear layer stay as they are.
+        model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
+            all that is no linear layer stay as they are.
         prefer: `speed` keeps a packed format only if it is 3 % faster than dense over `tokens` and for none of them
             below 0.97 times as fast; `memory` keeps the smallest format, and the report says what that costs.
         tokens: numbers of tokens in a batch that matter.
         measure: time dense and packed on the model's device; otherwise a format has to promise a gain of 1.15 by a
             static model of a GPU. Times are remembered for this device and these versions.
-        remove_channels: call `compact`.
+        remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
+            the report says so.
         example: inputs that `compact` compares outputs with; a transformers model has its own.
         cache: folder of the times; `$TRISPARSE_CACHE` or `~/.cache/trisparse` unless given.
 
@@ -48,30 +52,33 @@ def compress(
         The model, and what became of each layer.
 
     Raises:
-        PruningError: an argument that is not among these, or a model with no linear layer.
+        PruningError: an argument that is not among these, or a model without linear layers, packed already, quantized
+            by another method, or not in memory; the model is as it was.
     """
     if prefer not in ("speed", "memory"):
         raise PruningError(f"prefer: want 'speed' or 'memory', got {prefer!r}")
-    tokens = list(tokens)
-    if not tokens or any(not isinstance(t, int) or t < 1 for t in tokens):
-        raise PruningError(f"tokens: want at least one number of tokens, each 1 or more, got {tokens}")
+    counts = _checked_tokens(tokens)
+    if cache is not None and not isinstance(cache, (str, Path)):
+        raise PruningError(f"cache: want a folder, got {cache!r:.60}")
+    check_example(example)
     bare = unwrap(model)
-    before = {name: layer.weight.nbytes for name, layer in _linear_layers(bare)}
-    if not before:
-        raise PruningError("model: no linear layer that is not packed already")
-    if "" in before:
-        raise PruningError("model: is a single layer; put it into nn.Sequential")
+    before = _checked_layers(bare)
     report = CompressionReport(prefer, bytes_before=model_bytes(bare))
     if remove_channels and find_chains(bare):
-        report.channels = compact(bare, example)
+        try:
+            report.channels = compact(bare, example)
+        except PruningError as error:
+            report.note = f"all channels stay: {error}"
     shared = _shared_weights(bare)
-    chooser = Chooser(prefer, tokens, measure, cache)
+    chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
+    head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
     for name, layer in list(_linear_layers(bare)):
         row, packed = chooser.choose(name, layer, _obstacle(layer, shared))
         row.bytes_before = before[name]
         report.layers.append(row)
         if packed is not None:
             replace_module(bare, name, packed)
+            row.reason += "; decompress before resize_token_embeddings" if layer is head else ""
     report.bytes_after = model_bytes(bare)
     note_in_config(bare)
     return model, report
@@ -81,7 +88,7 @@ def compress(
 def decompress(model: nn.Module) -> nn.Module:
     """Make every layer dense again, in place, with channels that were removed back as zeros, at the end.
 
-    Outputs stay the same. Where removing channels added a bias to a layer that had none, that bias stays.
+    Outputs stay the same, and what the model saves is again a checkpoint of its class.
     """
     bare = unwrap(model)
     for name, layer in list(bare.named_modules()):
@@ -96,9 +103,35 @@ def model_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
+def _checked_tokens(tokens: Any) -> list[int]:
+    is_list = isinstance(tokens, Iterable) and not isinstance(tokens, (str, bytes))
+    counts = list(tokens) if is_list else []
+    if not counts or any(not isinstance(t, int) or isinstance(t, bool) or t < 1 for t in counts):
+        got = repr(counts or tokens)
+        raise PruningError(f"tokens: want at least one number of tokens, each 1 or more, got {got:.60}")
+    return counts
+
+
+def _checked_layers(model: nn.Module) -> dict[str, int]:
+    """Bytes of every linear layer's weight; PruningError for a model that can't be compressed."""
+    if packed := [name for name, module in model.named_modules() if isinstance(module, PACKED)]:
+        raise PruningError(
+            f"model: is compressed already ({packed[0] or 'itself'} is packed); call decompress(model), or export the "
+            "checkpoint as dense, first"
+        )
+    found = {name: layer.weight.nbytes for name, layer in _linear_layers(model)}
+    if not found:
+        raise PruningError("model: has no linear layer")
+    if "" in found:
+        raise PruningError("model: is a single layer; put it into nn.Sequential")
+    check_numbers(model)
+    check_config(model)
+    return found
+
+
 def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        if type(module) is nn.Linear or is_hf_conv1d(module):
+        if op_type(module) == "Linear":
             yield name, module
 
 
@@ -114,8 +147,4 @@ def _shared_weights(model: nn.Module) -> set[int]:
 
 def _obstacle(layer: Any, shared: set[int]) -> str:
     """Why a layer must stay as it is, or an empty string."""
-    if id(layer.weight) in shared:
-        return "its weight is shared"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-        return "it has hooks"
-    return "" if layer.weight.is_floating_point() else f"its weight is {layer.weight.dtype}"
+    return "its weight is shared" if id(layer.weight) in shared else obstacle(layer)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trisparse.prune.compaction_report import CompactionReport
+from trisparse.prune.text_table import aligned
 
 
 @dataclass
@@ -20,7 +21,8 @@ class CompressedLayer:
         bytes_before: of its weight, before channels were removed.
         bytes_after: of what is kept of it.
         expected: tokens -> how many times faster than dense by the static model of a GPU; empty on a CPU.
-        measured: tokens -> how many times faster than dense it was here; empty if nothing was measured.
+        measured: tokens -> how many times faster than dense it was here; empty if it was not timed.
+        rejected: format -> the same, of those that were timed and not taken; 0 where outputs differed.
         reason: why this format.
     """
 
@@ -32,6 +34,7 @@ class CompressedLayer:
     bytes_after: int
     expected: dict[int, float] = field(default_factory=dict)
     measured: dict[int, float] = field(default_factory=dict)
+    rejected: dict[str, dict[int, float]] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -45,6 +48,7 @@ class CompressionReport:
         bytes_before: of all parameters and buffers.
         bytes_after: the same, afterwards.
         channels: what became of channels and heads; None if none could be removed.
+        note: why channels stay that could have been tried.
     """
 
     prefer: str
@@ -52,6 +56,7 @@ class CompressionReport:
     bytes_before: int = 0
     bytes_after: int = 0
     channels: CompactionReport | None = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,13 +80,11 @@ class CompressionReport:
         return (
             f"{packed} of {len(self.layers)} linear layers packed, "
             f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
+            + (f"; {self.note}" if self.note else "")
         )
 
     def __str__(self) -> str:
-        rows = self.table()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([*aligned(self.table()), self.summary()])
 
 
 def _times(measured: float | None, expected: float | None) -> str:

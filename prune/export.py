@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.checkpoint import transformers_model
-from trisparse.prune.checkpoint_files import replaced_folder
+from trisparse.prune.checkpoint import check_shard_size, transformers_model
 from trisparse.prune.errors import PruningError
 from trisparse.prune.formats import unpack_layer
-from trisparse.prune.layer_spec import spec_of
+from trisparse.prune.layer_spec import check_config, spec_of
+from trisparse.prune.replaced_folder import replaced_folder
 
 FORMATS = ("dense", "sparse-bitmask")
 _LEAST_ZEROS = 0.2  # share below which a bitmask saves little
@@ -27,11 +27,13 @@ def export(model: nn.Module, folder: str | Path, format: str, max_shard_size: in
     `[rows, cols / 8 rounded up]`, bit j of a byte for its column j; `row_offsets`, where rows begin; `shape`.
 
     Raises:
-        PruningError: another format, no transformers model, or a layer with a bias that the model's class has not.
+        PruningError: another format, no transformers model, or one that another method quantized.
     """
     if format not in FORMATS:
         raise PruningError(f"format: want {' or '.join(FORMATS)}, got {format!r}")
     bare: Any = transformers_model(model)
+    check_shard_size(max_shard_size)
+    check_config(bare)
     state = _dense_state(bare)
     entry: dict[str, Any] | None = None
     if format == "sparse-bitmask":

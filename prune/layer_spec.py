@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers import is_hf_conv1d, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
-from trisparse.sparse_ops.packed_blocks import check_block
 
 METHOD, VERSION = "trisparse", 1
 Spec = dict[str, Any]
-_KEYS = {"format", "shape", "full_shape", "bias", "conv1d", "block", "run", "slots"}
 
 
 def spec_of(layer: Any) -> Spec | None:
@@ -51,50 +49,38 @@ def note_in_config(model: nn.Module) -> None:
         return
     entry = describe(bare)
     if entry["layers"]:
+        check_config(bare)
         config.quantization_config = entry
-    elif _is_ours(getattr(config, "quantization_config", None)):
+    elif is_ours(getattr(config, "quantization_config", None)):
         del config.quantization_config
         for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # what loading set
             bare.__dict__.pop(name, None)
 
 
-def _is_ours(entry: Any) -> bool:
-    if isinstance(entry, dict):
-        return entry.get("quant_method") == METHOD
-    return getattr(entry, "quant_method", None) == METHOD
-
-
-def check_entry(entry: Any, where: str) -> dict[str, Spec]:
-    """The layers of a `quantization_config`; PruningError if it is not one that this version wrote."""
-    if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
-        raise PruningError(f"{where}: quantization_config: want quant_method {METHOD!r}, got {entry!r:.60}")
-    if entry.get("format_version") != VERSION:
-        version = entry.get("format_version")
+def check_config(model: nn.Module) -> None:
+    """PruningError for a model whose config says that another method quantized it."""
+    entry = getattr(getattr(unwrap(model), "config", None), "quantization_config", None)
+    if entry is not None and not is_ours(entry):
+        method = entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", entry)
         raise PruningError(
-            f"{where}: format_version: want {VERSION}, got {version!r}; update trisparse, or compress anew"
+            f"model: its config has a quantization_config of {getattr(method, 'value', method)!r:.60}; "
+            "want a model that no other method has quantized"
         )
-    layers = entry.get("layers")
-    if not isinstance(layers, dict):
-        raise PruningError(f"{where}: layers: want a mapping of names, got {layers!r:.60}")
-    for name, spec in layers.items():
-        if not _is_good(spec):
-            raise PruningError(f"{where}: layers: {name}: is damaged or of another version: {spec!r:.120}")
-    return layers
 
 
-def _is_good(spec: Any) -> bool:
-    if not isinstance(spec, dict) or spec.keys() - _KEYS or {"format", "shape", "full_shape", "bias"} - spec.keys():
-        return False
-    sizes = [*spec["shape"], *spec["full_shape"], spec.get("slots", 0), spec.get("run", 1)]
-    if len(sizes) != 6 or any(not isinstance(size, int) or size < 0 for size in sizes):
-        return False
-    if spec["format"] in ("vectors", "blocks"):
-        try:
-            check_block(tuple(spec["block"]))
-        except (ValueError, TypeError, KeyError):
-            return False
-        return "slots" in spec and spec.get("run", 0) > 0 and spec["block"][0] % spec["run"] == 0
-    return spec["format"] == "dense" or (spec["format"] == "2:4" and spec["shape"][1] % 4 == 0)
+def is_ours(entry: Any) -> bool:
+    """Whether a `quantization_config`, as a dict or as an object, is of this package."""
+    return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
+
+
+def misfit(spec: Spec, layer: Any) -> str:
+    """What of a spec is not as in the layer that a model makes, or an empty string."""
+    is_conv1d = is_hf_conv1d(layer)
+    full = list(layer.weight.shape[::-1] if is_conv1d else layer.weight.shape)
+    for field, own in (("full_shape", full), ("conv1d", is_conv1d), ("bias", layer.bias is not None)):
+        if spec[field] != own:
+            return f"{field}: want {own}, as the model has it, got {spec[field]}"
+    return ""
 
 
 def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:

@@ -80,9 +80,12 @@ class Layer:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put a module in the place of another, under all the names that this has."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, found in list(parent._modules.items()):
+            if found is old:
+                setattr(parent, child, module)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from trisparse.prune.checkpoint import from_pretrained
 from trisparse.prune.compress import compress, decompress
 from trisparse.prune.compression_report import CompressionReport
-from trisparse.prune.errors import PruningError
+from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
 from trisparse.prune.plots import plot_gains
 from trisparse.prune.speed import times_faster
+from trisparse.prune.text_table import aligned
 from trisparse.prune.timing import machine
 
-_LENGTH = 128  # tokens of a text, where there are that many
+_LENGTH = 128  # tokens of a text at most
 _FASTER = 1.03
 _ROUNDS = {"cuda": 30, "cpu": 7}
 
@@ -30,12 +30,16 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
 
     Args:
         folder: a transformers checkpoint whose model takes `input_ids`.
-        tokens: in a batch, in texts of 128 or less.
+        tokens: in a batch of texts as long as divides them, up to 128 and to what the model has positions for.
         out: folder for the results; made if it is not there.
 
     Raises:
-        PruningError: a folder that cannot be loaded, or a model that does not take `input_ids`.
+        PruningError: a folder that cannot be loaded, or a model that does not run on `input_ids` alone.
+        OSError: results that cannot be written.
     """
+    if not tokens or min(tokens) < 1:
+        raise PruningError(f"tokens: want at least one number of tokens, each 1 or more, got {list(tokens)}")
+    out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = decompress(from_pretrained(folder)).eval().to(device)
     if device.type == "cuda" and next(dense.parameters()).dtype == torch.float32:
@@ -43,16 +47,21 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
     ids = getattr(getattr(dense, "config", None), "vocab_size", None)
     if ids is None:
         raise PruningError(f"{folder}: config.json: want a model with a vocab_size, which takes input_ids")
+    examples = {count: {"input_ids": _ids(dense.config, ids, count).to(device)} for count in tokens}
+    try:
+        with torch.inference_mode():
+            dense(**examples[min(tokens)])
+    except Exception as error:
+        raise PruningError(f"{folder}: the model does not run on input_ids alone: {one_line(error)}") from error
     small, report = compress(copy.deepcopy(dense), "memory", tokens)
     fast, _ = compress(copy.deepcopy(dense), "speed", tokens)
     ends: list[dict[str, Any]] = []
     for name, model in (("memory", small), ("speed", fast), ("dense again", copy.deepcopy(dense))):
-        gains = {count: _end_to_end(dense, model, ids, count, device) for count in tokens}
+        gains = {n: times_faster(dense, model, example, _ROUNDS[device.type]) for n, example in examples.items()}
         ends.append({"prefer": name, "times_faster": gains})
     result = {"model": folder.name, "machine": machine(device), "tokens": list(tokens)}
     result |= {"end_to_end": ends, "layers": report.to_dict()["layers"]}
     print(table(report, ends, tokens))  # noqa: T201
-    out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / "model.json", json.dumps(result, indent=1) + "\n")
     curves = {f"{form}, {shape}": [_mean(found, t) for t in tokens] for (shape, form), found in _kinds(report).items()}
     models = {f"model, {end['prefer']}": [end["times_faster"][t] for t in tokens] for end in ends}
@@ -60,11 +69,11 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
     return result
 
 
-def _end_to_end(dense: nn.Module, model: nn.Module, vocabulary: int, tokens: int, device: torch.device) -> float:
-    length = min(tokens, _LENGTH)
-    generator = torch.Generator().manual_seed(tokens)
-    ids = torch.randint(vocabulary, (-(-tokens // length), length), generator=generator).to(device)
-    return times_faster(dense, model, {"input_ids": ids}, _ROUNDS[device.type])
+def _ids(config: Any, vocabulary: int, tokens: int) -> torch.Tensor:
+    """Exactly so many tokens, int64 `[texts, length]`."""
+    longest = min(_LENGTH, getattr(config, "max_position_embeddings", None) or _LENGTH)
+    length = next(n for n in range(min(longest, tokens), 0, -1) if tokens % n == 0)
+    return torch.randint(vocabulary, (tokens // length, length), generator=torch.Generator().manual_seed(tokens))
 
 
 def table(report: CompressionReport, ends: Sequence[dict[str, Any]], tokens: Sequence[int]) -> str:
@@ -73,17 +82,19 @@ def table(report: CompressionReport, ends: Sequence[dict[str, Any]], tokens: Seq
     rows = [head]
     for (shape, form), found in _kinds(report).items():
         gains = [_mean(found, t) for t in tokens]
-        slow = [f"{t}" for t, gain in zip(tokens, gains, strict=True) if gain < _FASTER]
-        where = "" if not slow else "at all" if len(slow) == len(tokens) else f"at T={', '.join(slow)}"
-        note = f"dense is faster here {where}".strip() if slow else ""
-        rows.append([f"{len(found)} x {shape}", form, *(f"{gain:.2f}" for gain in gains), note])
+        rows.append([f"{len(found)} x {shape}", form, *(f"{gain:.2f}" for gain in gains), _note(gains, tokens)])
     for end in ends:
-        name = "the model against itself" if end["prefer"] == "dense again" else f"compress(prefer={end['prefer']!r})"
-        rows.append([name, "", *(f"{end['times_faster'][t]:.2f}" for t in tokens), ""])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        gains, is_itself = [end["times_faster"][t] for t in tokens], end["prefer"] == "dense again"
+        name = "the model against itself" if is_itself else f"compress(prefer={end['prefer']!r})"
+        rows.append([name, "", *(f"{gain:.2f}" for gain in gains), "" if is_itself else _note(gains, tokens)])
     dense = sum(not layer.measured for layer in report.layers)
-    return "\n".join(["times faster than dense:", *lines, f"{dense} linear layers fit no smaller format"])
+    return "\n".join(["times faster than dense:", *aligned(rows), f"{dense} linear layers fit no smaller format"])
+
+
+def _note(gains: Sequence[float], tokens: Sequence[int]) -> str:
+    slow = [f"{t}" for t, gain in zip(tokens, gains, strict=True) if gain < _FASTER]
+    where = "at all" if len(slow) == len(tokens) else f"at T={', '.join(slow)}"
+    return f"no faster than dense {where}" if slow else ""
 
 
 def _mean(layers: Sequence[Any], tokens: int) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 import platform
 import statistics
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse import __version__
 from trisparse.prune.files import atomic_write
 
 _ROUNDS, _SECONDS = 25, 0.5  # at most, for a pair of layers
@@ -82,40 +83,57 @@ class TimingCache:
         folder: where; None for `$TRISPARSE_CACHE`, else `trisparse` in `$XDG_CACHE_HOME` or `~/.cache`.
         device: whose times these are.
 
-    A file that cannot be read, or holds something else, counts as empty and is written anew.
+    A file that cannot be read, or holds something else, counts as empty and is written anew. Where there is no folder,
+    since a user has no home, nothing is remembered.
     """
 
     def __init__(self, folder: Path | None, device: torch.device) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = folder or Path(os.environ.get("TRISPARSE_CACHE") or Path(home) / "trisparse")
-        self.path = folder / f"{machine(device)}.json"
+        folder = folder or _usual_folder()
+        self.path = None if folder is None else folder / f"{machine(device)}.json"
 
     def get(self, key: str) -> Times | None:
         """What was measured, if it was."""
         found = self._read().get(key)
         if not isinstance(found, dict) or found.keys() != {"dense_ms", "packed_ms", "equal"}:
             return None
-        return found if all(isinstance(v, (int, float)) and v >= 0 for v in found.values()) else None
+        times = found["dense_ms"], found["packed_ms"]
+        is_sound = all(isinstance(ms, float) and 0 < ms < math.inf for ms in times)
+        return found if is_sound and isinstance(found["equal"], bool) else None
 
     def put(self, key: str, times: Times) -> None:
         """Add a measurement to whatever the file holds by now; a folder that cannot be written to is no error."""
+        if self.path is None:
+            return
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked():
+            with _locked(self.path.with_suffix(".lock")):
                 atomic_write(self.path, json.dumps(self._read() | {key: times}, indent=1, sort_keys=True) + "\n")
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = {} if self.path is None else json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self.path.with_suffix(".lock").open("w") as lock:
+
+def _usual_folder() -> Path | None:
+    if given := os.environ.get("TRISPARSE_CACHE"):
+        return Path(given)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trisparse"
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        with contextlib.suppress(ImportError):  # Windows has none, and writes without a lock
+            import fcntl
+
             fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file lets go of it
-            yield
+        yield
 
 
 def machine(device: torch.device) -> str:
@@ -126,6 +144,15 @@ def machine(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
         versions = f"cuda-{torch.version.cuda or torch.version.hip}_triton-{triton.__version__}"
     else:
-        name, versions = platform.processor() or platform.machine(), f"threads-{torch.get_num_threads()}"
-    text = f"{name}_torch-{torch.__version__}_{versions}"
+        name, versions = _processor(), f"threads-{torch.get_num_threads()}"
+    text = f"{name}_trisparse-{__version__}_torch-{torch.__version__}_{versions}"
     return "".join(c if c.isalnum() or c in "._-+" else "-" for c in text)
+
+
+def _processor() -> str:
+    """The CPU's model where Linux tells it; `platform.processor` knows the architecture at most."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -140,7 +140,7 @@ class LinearBlocks(nn.Module):
             raise ValueError(f"values: want [slots, {self.block[0]}, {self.block[1]}], got {list(values.shape)}")
         if columns.dtype not in (torch.int16, torch.int32) or {pointers.dtype, order.dtype} != {torch.int32}:
             raise ValueError("columns, pointers, order: want int16 or int32, int32, int32")
-        device, none = self.values.device, self.pointers[:0]
+        device, none = self.values.device, self.pointers.new_empty(0)  # a view would keep what it is of
         longest = int(pointers.diff().max()) if len(pointers) > 1 else 0
         columns, pointers, order = (part.to(device, copy=True) for part in (columns, pointers, order))
         numbers = self.out_features, self.in_features, self.run, longest

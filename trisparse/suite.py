@@ -24,7 +24,7 @@ def _benchmark_model(args: argparse.Namespace) -> int:
 
     try:
         benchmark_model(args.model, args.tokens, args.out)
-    except PruningError as error:
+    except (PruningError, OSError) as error:  # an OSError names its file
         print(f"trisparse-bench: {error}", file=sys.stderr)  # noqa: T201
         return 2
     print(f"trisparse-bench: wrote {args.out / 'model.json'} and model.png")  # noqa: T201
@@ -49,7 +49,10 @@ def main(argv: Sequence[str], root: Path | None = None) -> int:
     if args.suite == "gpu" and not torch.cuda.is_available():
         parser.error("--suite gpu: torch finds no GPU; use --suite cpu")
     device = torch.cuda.get_device_name().replace(" ", "-") if args.suite == "gpu" else "cpu"
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: {error}")
     result = (args.out / _RESULT.format(device)).resolve()
     steps = [["benchmarks", "--capture=no", "--benchmark-disable-gc", "--rows", str(result)]]
     if args.suite == "gpu":

@@ -89,3 +89,23 @@ def world(tmp_path_factory, glue):
     glue(root, "init", "dense", "--num_train_epochs", "1")
     glue(root, "init", "other", "--num_train_epochs", "1", "--seed", "7")
     return root
+
+
+@pytest.fixture
+def make_bert():
+    """A tiny BERT for classification, its encoder pruned 4x1, in evaluation mode; `seed` makes two equal ones."""
+    transformers = pytest.importorskip("transformers")
+
+    def make(seed=0, config=None):
+        torch.manual_seed(seed)
+        config = config or transformers.BertConfig(
+            vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+        )
+        model = transformers.BertForSequenceClassification(config).eval()
+        for layer in model.bert.encoder.modules():
+            if isinstance(layer, nn.Linear):
+                kept = torch.rand(len(layer.weight) // 4, layer.weight.shape[1]) < 0.2
+                layer.weight.data *= kept.repeat_interleave(4, 0)
+        return model
+
+    return make

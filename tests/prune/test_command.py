@@ -58,22 +58,52 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
 
 
 def test_another_dtype(folder, tmp_path):
-    assert (
-        main(
-            [
-                "compress",
-                str(folder),
-                str(tmp_path / "half"),
-                "--prefer",
-                "memory",
-                "--no_measure",
-                "--dtype",
-                "bfloat16",
-            ]
-        )
-        == 0
+    half = tmp_path / "half"
+    flags = ["--prefer", "memory", "--no_measure", "--dtype", "bfloat16"]
+    assert main(["compress", str(folder), str(half), *flags]) == 0
+    assert from_pretrained(half).dtype == torch.bfloat16
+
+
+def test_inspect_knows_linear_layers_from_other_matrices(tmp_path, capsys):
+    config = transformers.GPT2Config(vocab_size=50, n_embd=64, n_layer=1, n_head=4, n_inner=128, eos_token_id=2)
+    model = transformers.GPT2LMHeadModel(config)
+    kept = (torch.rand(16, 128) < 0.2).repeat_interleave(4, 0)
+    model.transformer.h[0].mlp.c_proj.weight.data.t().mul_(kept)
+    for part in (model, model.transformer):
+        part.save_pretrained(tmp_path)
+        assert main(["inspect", str(tmp_path)]) == 0
+        lines = {line.split()[0].removeprefix("transformer."): line for line in capsys.readouterr().out.splitlines()}
+        assert "64x128" in lines["h.0.mlp.c_proj"]
+        assert "could be 4x1, 0." in lines["h.0.mlp.c_proj"]
+        assert "192x64" in lines["h.0.attn.c_attn"]
+        assert not {"wte", "wpe"} & lines.keys()
+
+
+def test_a_compressed_checkpoint_is_not_compressed_again(folder, tmp_path, capsys):
+    flags = ["--prefer", "memory", "--no_measure"]
+    assert main(["compress", str(folder), str(tmp_path / "small"), *flags]) == 0
+    assert main(["compress", str(tmp_path / "small"), str(tmp_path / "again")]) == 2
+    assert "trisparse: model: is compressed already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+    assert main(["export", str(tmp_path / "small"), str(tmp_path / "bits"), "--format", "sparse-bitmask"]) == 0
+    assert not (tmp_path / "bits" / "compression_report.json").exists()
+    assert main(["compress", str(tmp_path / "bits"), str(tmp_path / "again")]) == 2
+    assert "bits: can't be loaded as a BertForSequenceClassification: ImportError: comp" in capsys.readouterr().err
+
+
+def test_pictures_keep_their_channels_and_say_why(tmp_path, capsys):
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=4
     )
-    assert from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    model = transformers.ViTForImageClassification(config)
+    model.save_pretrained(tmp_path / "whole")
+    for name, layer in model.named_modules():
+        if name.endswith(("q_proj", "k_proj", "v_proj")):
+            layer.weight.data[:16] = 0
+    model.save_pretrained(tmp_path / "zeros")
+    for name in ("whole", "zeros"):
+        assert main(["compress", str(tmp_path / name), str(tmp_path / f"{name}-small"), "--no_measure"]) == 0
+        assert ("all channels stay: example:" in capsys.readouterr().out) == (name == "zeros")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +116,16 @@ def test_another_dtype(folder, tmp_path):
             ["compress", "{folder}", "out", "--tokens", "0"],
             "tokens: want at least one number of tokens, each 1 or more, got [0]",
         ),
+        (["compress", "{folder}", "out", "--device", "bogus"], "device: 'bogus' can't be used: RuntimeError: "),
+        (["compress", "{folder}", "out", "--device", "cuda:99"], "device: 'cuda:99' can't be used: "),
+        (["compress", "{folder}", "out", "--device", "meta"], "device: want one that computes, got 'meta'"),
+        (["compress", "{folder}", "out", "--max_shard_size", "abc"], "max_shard_size: want bytes or a text like"),
+        (["compress", "{folder}", "{folder}/vocab.txt"], "vocab.txt is a file"),
+        (["compress", "{folder}", "{folder}/vocab.txt/below"], "output: want a folder, but "),
+        (["compress", "{folder}", "/proc/nothing", "--no_measure"], "/proc/nothing"),
+        (["export", "{folder}", "{folder}/vocab.txt", "--format", "dense"], "vocab.txt is a file"),
+        (["inspect", "{folder}/vocab.txt"], "vocab.txt: want a folder with config.json, found none"),
+        (["inspect", "a\0b"], "config.json: cannot be read: embedded null byte"),
     ],
 )
 def test_mistakes_get_one_line(folder, tmp_path, monkeypatch, capsys, arguments, message):

@@ -99,14 +99,28 @@ def test_what_is_kept_beyond_need_is_the_largest():
 
 
 def test_all_channels_gone_leaves_one_multiple():
-    model = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(0.5), nn.Linear(16, 2, bias=False)).eval()
+    model = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(0.5), nn.Linear(16, 2)).eval()
     model[0].weight.data.zero_()
     x = torch.randn(3, 4)
     want = model(x)
     compact(model, (x,), multiple=4)
     assert model[0].weight.shape == (4, 4)
-    assert model[3].bias is not None  # what the removed channels always gave
     torch.testing.assert_close(model(x), want)
+
+
+def test_a_constant_that_no_bias_can_take_keeps_its_channel():
+    model = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias[:6] = 0
+        model[2].weight[:, 6:8] = 0  # constant, and nothing reads it
+    x = torch.randn(3, 4)
+    want = model(x)
+    report = compact(model, (x,), multiple=1)
+    torch.testing.assert_close(model(x), want)
+    assert model[2].bias is None
+    assert (report.chains[0].removable, report.chains[0].kept) == (8, 8)
+    assert "8 stay: 2 has no bias to take what they always give" in str(report)
 
 
 @pytest.mark.parametrize("which", ["rows", "columns"])
@@ -126,6 +140,8 @@ def test_heads(name, which):
     if which == "rows":
         for layer, size in zip(pick, (16 * shared, 16, 16), strict=False):
             layer.weight.data[size : 2 * size] = 0
+        if pick[3].bias is None and pick[2].bias is not None:
+            pick[2].bias.data[16:32] = 0
     else:
         pick[3].weight.data[:, 16 * shared : 32 * shared] = 0
     want = logits(model)
@@ -231,7 +247,7 @@ def test_a_model_that_needs_its_channels_is_left_as_it_was():
     model, x = Fixed(), torch.randn(3, 8)
     model.lin1.weight.data[::2] = 0
     want = model(x)
-    with pytest.raises(PruningError, match="model: fails without its zero channels .shape"):
+    with pytest.raises(PruningError, match="model: fails without its zero channels .RuntimeError: shape"):
         compact(model, (x,))
     assert torch.equal(model(x), want)
 

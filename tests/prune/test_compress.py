@@ -62,7 +62,7 @@ def test_speed_on_a_cpu_removes_channels_and_leaves_the_rest_dense():
     assert all(
         type(m) is nn.Linear for m in model if isinstance(m, nn.Module) and hasattr(m, "weight") and m.weight.dim() == 2
     )
-    assert {row.reason for row in report.layers} == {"no format is smaller", "dense is faster here: a CPU unpacks"}
+    assert {row.reason for row in report.layers} == {"no format is smaller", "dense: a CPU unpacks what is packed"}
     assert model[0].weight.shape == (48, 64)
 
 
@@ -102,6 +102,13 @@ def test_what_must_stay_dense():
         ({"prefer": "fast"}, "prefer: want 'speed' or 'memory', got 'fast'"),
         ({"tokens": ()}, "tokens: want at least one"),
         ({"tokens": (0, 4)}, "tokens: .*got \\[0, 4\\]"),
+        ({"tokens": 4096}, "tokens: want at least one .*got 4096"),
+        ({"tokens": None}, "tokens: want at least one .*got None"),
+        ({"tokens": True}, "tokens: want at least one .*got True"),
+        ({"tokens": (True,)}, "tokens: want at least one .*got \\[True\\]"),
+        ({"tokens": "16"}, "tokens: want at least one .*got '16'"),
+        ({"tokens": (1.0,)}, "tokens: want at least one .*got \\[1.0\\]"),
+        ({"cache": 3}, "cache: want a folder, got 3"),
     ],
 )
 def test_misuse(arguments, message):
@@ -110,6 +117,40 @@ def test_misuse(arguments, message):
     with pytest.raises(PruningError, match=message):
         compress(model, **arguments)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_a_compressed_model_has_to_be_decompressed_first():
+    model = mixed()
+    want = model(X)
+    compress(model, prefer="memory", measure=False)
+    kinds = [type(layer) for layer in model]
+    with pytest.raises(PruningError, match=r"^model: is compressed already .4 is packed.; call decompress.model., or"):
+        compress(model)
+    assert [type(layer) for layer in model] == kinds
+    compress(decompress(model))
+    assert not any(isinstance(layer, (Linear24, LinearBlocks)) for layer in model)
+    torch.testing.assert_close(model(X), want)
+
+
+def test_a_layer_under_two_names_is_packed_once():
+    layer = nn.Linear(64, 64)
+    layer.weight.data *= (torch.rand(16, 64) < 0.1).repeat_interleave(4, 0)
+    model = nn.Sequential(layer, nn.Tanh(), nn.ModuleDict({"again": layer})["again"], nn.Linear(64, 64))
+    want = model(X)
+    _, report = compress(model, prefer="memory", measure=False)
+    assert model[2] is model[0]
+    assert isinstance(model[0], LinearBlocks)
+    assert report.bytes_after < report.bytes_before / 1.5
+    assert torch.equal(model(X), want)
+    decompress(model)
+    assert model[2] is model[0]
+    assert torch.equal(model[0].weight, layer.weight)
+
+
+def test_times_go_to_the_folder_that_was_named(tmp_path):
+    _, report = compress(mixed(), "memory", [1], cache=str(tmp_path))
+    assert report.layers[2].measured
+    assert list(tmp_path.glob("*.json"))
 
 
 def test_models_without_a_linear_layer_to_compress():
@@ -165,8 +206,22 @@ def test_the_fastest_format_needs_three_per_cent_and_never_falls_below(as_on_a_g
         assert row.format == want, times
         assert (packed is None) == (want == "dense")
         assert row.reason == ("dense is faster here" if want == "dense" else "the fastest")
+        assert row.rejected.keys() >= times.keys() - {want}
+        assert all(tuple(row.rejected[form].values()) == times[form] for form in times.keys() - {want})
+        assert want not in row.rejected
         if packed is not None:
             assert tuple(row.measured.values()) == times[want]
+
+
+def test_what_no_model_expects_anything_of_is_not_timed(monkeypatch):
+    monkeypatch.setattr(Chooser, "_measured", lambda *args: 1 / 0)
+    layer = nn.Linear(256, 256)
+    layer.weight.data *= (torch.rand(64, 256) < 0.5).repeat_interleave(4, 0)
+    row, packed = fastest({}, layer)
+    assert packed is None
+    assert row.reason == "dense: a static model expects no format to come near, so none was timed"
+    assert not row.measured
+    assert not row.rejected
 
 
 def test_without_measuring_a_format_has_to_promise_much():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from trisparse import prune_once
+from trisparse.prune.model_benchmark import _ids
 from trisparse.suite import main
 
 transformers = pytest.importorskip("transformers")
@@ -26,7 +27,10 @@ def test_table_json_and_picture(folder, tmp_path, capsys):
     assert main(["--model", str(folder), "--tokens", "1", "200", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "5 x 64x64" in text
-    assert "dense is faster here at all" in text
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert "no faster than dense at all" in lines["5"]
+    assert "no faster than dense at all" in lines["compress(prefer='memory')"]
+    assert "dense" not in lines["the"]
     assert "the model against itself" in text
     result = json.loads((out / "model.json").read_text())
     assert result["tokens"] == [1, 200]
@@ -35,6 +39,33 @@ def test_table_json_and_picture(folder, tmp_path, capsys):
     assert {layer["format"] for layer in result["layers"]} >= {"dense", "4x1"}
     pytest.importorskip("matplotlib")
     assert (out / "model.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "positions", "shape"),
+    [
+        (1, 512, (1, 1)), (128, 512, (1, 128)), (300, 512, (3, 100)), (1000, 512, (8, 125)), (4096, 512, (32, 128)),
+        (131, 512, (131, 1)), (64, 32, (2, 32)), (64, None, (1, 64)),
+    ],
+)  # fmt: skip
+def test_a_batch_has_the_tokens_that_its_column_says(tokens, positions, shape):
+    config = transformers.BertConfig(max_position_embeddings=positions) if positions else object()
+    assert _ids(config, 50, tokens).shape == shape
+
+
+def test_what_cannot_be_timed_gets_one_line(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    for arguments, message in [
+        ((folder, tmp_path / "file"), "file"),
+        ((folder, tmp_path / "file" / "below"), "file"),
+        ((tmp_path / "t5", tmp_path / "out"), "t5: the model does not run on input_ids alone: ValueError: You"),
+    ]:
+        capsys.readouterr()
+        assert main(["--model", str(arguments[0]), "--tokens", "4", "--out", str(arguments[1])]) == 2
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("trisparse-bench: ")]
+        assert message in line
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):

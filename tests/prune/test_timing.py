@@ -2,13 +2,19 @@
 
 import json
 import multiprocessing
+import runpy
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from trisparse.prune.timing import TimingCache, time_pair
+import trisparse
+from trisparse.prune import timing
+from trisparse.prune.choose_format import Chooser
+from trisparse.prune.timing import TimingCache, machine, time_pair
 
 CPU = torch.device("cpu")
 TIMES = {"dense_ms": 1.0, "packed_ms": 2.0, "equal": True}
@@ -62,6 +68,14 @@ def test_a_folder_from_the_environment(monkeypatch, tmp_path):
         '{"a": 3}',
         '{"a": {"dense_ms": "x"}}',
         '{"a": {"dense_ms": 1, "packed_ms": "2", "equal": 1}}',
+        '{"a": {"dense_ms": 1.0, "packed_ms": 0, "equal": true}}',
+        '{"a": {"dense_ms": 1.0, "packed_ms": 0.0, "equal": true}}',
+        '{"a": {"dense_ms": -1.0, "packed_ms": 1.0, "equal": true}}',
+        '{"a": {"dense_ms": Infinity, "packed_ms": 1.0, "equal": true}}',
+        '{"a": {"dense_ms": NaN, "packed_ms": 1.0, "equal": true}}',
+        '{"a": {"dense_ms": 1' + "0" * 400 + ', "packed_ms": 1.0, "equal": true}}',
+        '{"a": {"dense_ms": 1.0, "packed_ms": 1.0, "equal": 1}}',
+        "[" * 200_000,
         "\x00\xff",
     ],
 )
@@ -78,6 +92,43 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path):
     cache = TimingCache(tmp_path / "file" / "below", CPU)
     cache.put("a", TIMES)
     assert cache.get("a") is None
+
+
+def test_without_a_home_only_a_named_folder_is_used(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRISPARSE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: exec("raise RuntimeError('no home')"))
+    cache = TimingCache(None, CPU)
+    cache.put("a", TIMES)
+    assert cache.get("a") is None
+    named = TimingCache(tmp_path, CPU)
+    named.put("a", TIMES)
+    assert named.get("a") == TIMES
+
+
+def test_the_file_is_of_this_machine_and_these_versions():
+    name = machine(CPU)
+    assert f"trisparse-{trisparse.__version__}_torch-{torch.__version__}" in name
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    assert not models or name.startswith(models[0].split(": ")[1].split()[0].partition("(")[0])
+
+
+def test_no_lock_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    cache = runpy.run_path(timing.__file__)["TimingCache"](tmp_path, CPU)
+    cache.put("a", TIMES)
+    assert cache.get("a") == TIMES
+
+
+def test_densities_that_differ_a_little_are_timed_apart(tmp_path):
+    kept = torch.rand(16, 64) < 0.3
+    for columns in (16, 17):
+        layer = nn.Linear(64, 64)
+        kept[0] = torch.arange(64) < columns
+        layer.weight.data *= kept.repeat_interleave(4, 0)
+        row, _ = Chooser("memory", [1], True, tmp_path).choose("x", layer, "")
+        assert row.format == "4x1"
+    assert len(json.loads(TimingCache(tmp_path, CPU).path.read_text())) == 2
 
 
 def write_many(folder, name):

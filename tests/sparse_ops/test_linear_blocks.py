@@ -1,6 +1,7 @@
 """A layer packed in vectors or blocks in place of `nn.Linear`."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -125,5 +126,10 @@ def test_exports(pair):
     x = torch.randn(3, 100)
     program = torch.export.export(nn.Sequential(packed, nn.ReLU()), (x,))
     assert torch.equal(program.module()(x), linear(x).relu())
+    loaded = LinearBlocks(100, 72, block=packed.block, run=packed.run)
+    loaded.load_state_dict(packed.state_dict())
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(nn.Sequential(loaded, nn.ReLU()), (x,)), file)
+    assert torch.equal(torch.export.load(file).module()(x), linear(x).relu())
     assert "extra_repr" not in repr(packed)
     assert "block=" in repr(packed)

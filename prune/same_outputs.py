@@ -1,0 +1,70 @@
+"""Whether a model still gives what it gave: it is run on an example before and after a change, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.prune.errors import PruningError
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest output; 16-bit types round more
+_TOLERANCE_16 = 3e-2
+_LEAST = 1e-2  # what outputs are taken to come from at least: smaller ones are differences, and round like their terms
+
+
+def check_example(example: Any) -> None:
+    """PruningError for what can't be the inputs of a forward."""
+    if example is not None and not isinstance(example, (Mapping, tuple, list)):
+        raise PruningError(
+            f"example: want a dict of keywords or a tuple of positions, got {type(example).__name__}; "
+            "for a single tensor write (tensor,)"
+        )
+
+
+def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
+    """All float tensors that the model gives for the example, in evaluation mode; none without an example."""
+    if example is None:
+        return []
+    moved: Any = _to(example, next(model.parameters()).device)
+    training = [(module, module.training) for module in model.modules()]  # some may be frozen
+    model.eval()
+    try:
+        result = model(**moved) if isinstance(moved, Mapping) else model(*moved)
+    finally:
+        for module, flag in training:
+            module.training = flag
+    return [t for t in _tensors(result) if t.is_floating_point()]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(item, device) for key, item in value.items()}
+    return tuple(_to(item, device) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
+
+
+def difference(before: list[Tensor], after: list[Tensor]) -> str:
+    """How far outputs differ, if by more than rounding; infinities and NaN have to be where they were."""
+    shapes = [[list(t.shape) for t in tensors] for tensors in (before, after)]
+    if shapes[0] != shapes[1]:
+        return f"its outputs were {shapes[0]} and are {shapes[1]}"
+    for a, b in zip(before, after, strict=True):
+        wide = torch.promote_types(a.dtype, torch.float32)
+        x, y = a.to(wide), b.to(wide)
+        off = torch.where((x == y) | (x.isnan() & y.isnan()), 0, (x - y).abs())
+        size = torch.where(x.isfinite(), x, 0).abs()
+        worst, largest = (float(t.max()) if t.numel() else 0.0 for t in (off, size))
+        if not worst <= _TOLERANCE.get(a.dtype, _TOLERANCE_16) * max(_LEAST, largest):
+            return f"its outputs differ by {worst:.2g}, the largest being {largest:.2g}"
+    return ""

@@ -1,0 +1,153 @@
+"""Outputs before and after a change: what counts as different, and a model that is put back as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse import PruningError, compact, compress, decompress
+from trisparse.prune.layer_spec import describe
+from trisparse.prune.same_outputs import difference, outputs_of
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "dtype", "same"),
+    [
+        ([1.0, NAN], [1.0, NAN], torch.float32, True),
+        ([1.0, 2.0], [1.0, NAN], torch.float32, False),
+        ([NAN, 2.0], [1.0, 2.0], torch.float32, False),
+        ([INF, -INF, 1.0], [INF, -INF, 1.0], torch.float32, True),
+        ([INF, 1.0], [-INF, 1.0], torch.float32, False),
+        ([INF, 1.0], [INF, 1.1], torch.float32, False),
+        ([100.0, 1.0], [100.0, 1.009], torch.float32, True),
+        ([100.0, 1.0], [100.0, 1.011], torch.float32, False),
+        ([0.02, 0.0], [0.0201, 0.0], torch.float32, False),
+        ([0.02, 0.0], [0.0200001, 0.0], torch.float32, True),
+        ([0.0], [1e-7], torch.float32, True),
+        ([0.02], [0.049], torch.bfloat16, False),
+        ([0.02], [0.0201], torch.bfloat16, True),
+        ([1.0], [1.0 + 1e-8], torch.float64, False),
+        ([1.0], [1.0 + 1e-10], torch.float64, True),
+        ([1.0], [1.0, 1.0], torch.float32, False),
+        ([], [], torch.float32, True),
+    ],
+)
+def test_difference(before, after, dtype, same):
+    a, b = ([torch.tensor(values, dtype=dtype)] for values in (before, after))
+    assert (difference(a, b) == "") == same
+    assert difference(a, []) != ""
+
+
+class Block(nn.Module):
+    """A feed-forward block that does something else once it is smaller."""
+
+    def __init__(self, otherwise):
+        super().__init__()
+        self.lin1, self.lin2, self.activation = nn.Linear(8, 16), nn.Linear(16, 8), nn.ReLU()
+        self.otherwise = otherwise
+        self.lin1.weight.data[:8] = 0
+
+    def forward(self, x):
+        y = self.lin2(self.activation(self.lin1(x)))
+        return y if self.lin1.out_features == 16 else self.otherwise(y)
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def refuse(_):
+    raise AssertionError("want 16\nand more")
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "error", "message"),
+    [
+        (refuse, PruningError, r"fails without its zero channels .AssertionError: want 16 and more., so its modules"),
+        (lambda y: y * NAN, PruningError, "its outputs differ by nan"),
+        (lambda y: y[:1], PruningError, r"its outputs were \[\[2, 8\]\] and are \[\[1, 8\]\]"),
+        (lambda y: None, PruningError, r"its outputs were \[\[2, 8\]\] and are \[\]"),
+        (interrupt, KeyboardInterrupt, None),
+    ],
+)
+def test_the_model_is_put_back_exactly(otherwise, error, message):
+    model = nn.Sequential(nn.Linear(8, 8), Block(otherwise))
+    before = [{**vars(m), "_parameters": dict(m._parameters)} for m in model.modules()]
+    with pytest.raises(error, match=message):
+        compact(model, example=(torch.randn(2, 8),))
+    assert [vars(m) for m in model.modules()] == before
+    assert describe(model)["layers"] == {}  # nothing of it gets into a checkpoint
+
+
+def test_compress_goes_on_without_channels_and_says_why():
+    model = nn.Sequential(Block(refuse), nn.Linear(8, 8))
+    _, report = compress(model, prefer="memory", measure=False, example=(torch.randn(2, 8),))
+    assert report.channels is None
+    assert report.note.startswith("all channels stay: model: fails without its zero channels")
+    assert "all channels stay" in str(report)
+    assert report.to_dict()["note"] == report.note
+    assert model[0].lin1.out_features == 16
+    assert len(report.layers) == 3
+
+
+def test_a_size_that_stayed_is_no_note_for_a_checkpoint():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[0].full_shape = (8, 8)
+    weight = model[0].weight
+    decompress(model)
+    assert describe(model)["layers"] == {}
+    assert torch.equal(model[0].weight, weight)
+
+
+def test_every_module_keeps_its_own_mode():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).train()
+    model[3].eval()
+    model[0].weight.data[:8] = 0
+    modes = [m.training for m in model.modules()]
+    compact(model, example=(torch.randn(2, 8),))
+    assert [m.training for m in model.modules()] == modes
+    compress(model, prefer="memory", measure=False, example=(torch.randn(2, 8),))
+    assert [m.training for m in model.modules()] == modes
+    with pytest.raises(TypeError):
+        outputs_of(model, {"nothing": 1})
+    assert [m.training for m in model.modules()] == modes
+
+
+class Pictures(nn.Module):
+    """Says of itself that it takes what it does not take, as ViT does."""
+
+    dummy_inputs = {"ids": torch.zeros(2, 8)}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), nn.Linear(8, 64)
+
+    def forward(self, pictures):
+        return self.head(self.block(pictures))
+
+
+def test_an_example_is_run_only_where_something_can_go():
+    model, x = Pictures(), torch.randn(2, 8)
+    assert compact(model).chains[0].removable == 0
+    assert compress(model)[1].note == ""
+    model.block[0].weight.data[:8] = 0
+    want = model(x)
+    with pytest.raises(
+        PruningError, match=r"^example: the model does not run on it .TypeError: .*remove_channels=False"
+    ):
+        compact(model)
+    _, report = compress(model)
+    assert report.note.startswith("all channels stay: example: the model does not run on it (TypeError")
+    assert model.block[0].out_features == 16
+    _, report = compress(model, example=(x,))
+    assert report.channels.verified
+    assert model.block[0].out_features == 8
+    torch.testing.assert_close(model(x), want)
+
+
+@pytest.mark.parametrize("example", [torch.zeros(2, 8), "text", 3])
+def test_an_example_is_a_dict_or_a_tuple(example):
+    for how in (compact, compress):
+        with pytest.raises(PruningError, match="^example: want a dict of keywords or a tuple of positions, got "):
+            how(Pictures(), example=example)
