@@ -1,4 +1,4 @@
-"""The console script `trisparse`: compress a pruned model, look into a checkpoint, export one."""
+"""The console script `trisparse`: compress a pruned model, look into a checkpoint, export one, show a run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from trisparse.prune.export import FORMATS, export
 from trisparse.prune.files import atomic_write
 from trisparse.prune.inspection import dense_rows, packed_rows
 from trisparse.prune.layer_spec import is_ours
+from trisparse.prune.run_page import add_report, report
 
 _REPORT = "compression_report.json"
 _LARGE_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".h5", ".msgpack")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the three; the exit status is 2 for what the user can mend."""
+    """Run one of the four; the exit status is 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="trisparse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("compress", help="choose a format for every layer of a pruned model")
@@ -46,9 +47,10 @@ def main(argv: Sequence[str]) -> int:
     out.add_argument("input", type=Path)
     out.add_argument("output", type=Path)
     out.add_argument("--format", choices=FORMATS, required=True)
+    add_report(commands)
     args = parser.parse_args(argv)
     try:
-        {"compress": _compress, "inspect": _inspect, "export": _export}[args.command](args)
+        {"compress": _compress, "inspect": _inspect, "export": _export, "report": report}[args.command](args)
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PruningError, OSError) as error:  # an OSError names its file

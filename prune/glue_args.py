@@ -156,6 +156,9 @@ class GlueArguments:
         return load_config(find_config(p.pruning_config), defaults=defaults, **flags)
 
 
+DEFAULTS = GlueArguments(ModelArguments(), DataArguments(), TrainingArguments(), PruningArguments()).to_dict()
+
+
 def parse_arguments(argv: Sequence[str]) -> GlueArguments:
     """Parse and check the command line.
 

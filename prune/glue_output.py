@@ -17,12 +17,15 @@ from trisparse.prune.glue_args import GlueArguments
 
 CHECKPOINT = "checkpoint.pt"
 RESULTS = "all_results.json"
+HISTORY = "history.json"
+SPARSITY = "sparsity.json"
+PAGE = "report.html"
 # what a run writes into its folder, and into best/ in it
 _OURS = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT, RESULTS, "sparsity.json", "sparsity.png",
-    "history.png", "history.json", "report.html",
+    "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT, RESULTS, SPARSITY, "sparsity.png",
+    "history.png", HISTORY, PAGE,
 )  # fmt: skip
 # what may differ between a run and the one that goes on with it
 _FREE = {
@@ -164,7 +167,7 @@ def save_model(
 
 def save_results(folder: Path, results: dict[str, Any], history: dict[str, Any]) -> None:
     """Write all_results.json and history.json."""
-    atomic_write(folder / "history.json", json.dumps(history) + "\n")
+    atomic_write(folder / HISTORY, json.dumps(history) + "\n")
     atomic_write(folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
 

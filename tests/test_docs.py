@@ -25,7 +25,7 @@ def test_the_readme_names_flags_and_keys_that_exist():
     from trisparse.prune.config import KEYS
 
     flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}
-    flags |= {"model", "models", "prefer", "format", "logdir", "nproc_per_node"}
+    flags |= {"model", "models", "prefer", "format", "logdir", "output", "nproc_per_node"}
     assert set(re.findall(r"--([a-z_]+)", README)) <= flags
     table = README.split("## Configuration")[1].split("## Coming")[0]
     keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """`trisparse`: compress, inspect and export checkpoints."""
+    """`trisparse`: compress, inspect and export checkpoints; show runs."""
     from trisparse.prune.command import main
 
     sys.exit(main(sys.argv[1:]))
