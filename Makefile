@@ -16,8 +16,9 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/trisparse-demo
 
+# a worker for each core, each with one thread; a file's tests share a worker and what they set up
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist loadfile
 
 # mypy follows import names, and ours differ from the folders: give it a tree of links where they agree.
 lint: setup
