@@ -73,6 +73,8 @@ class TrisparseQuantizer(HfQuantizer):
                 raise PruningError(f"{name}: its tensors are damaged: {lines[-1]}") from None
         config: Any = self.quantization_config
         config.entry = describe(model)  # by the names that its layers have in this class
+        if not config.entry["layers"]:
+            self.remove_quantization_config(model)  # all was dense: a model that shared its config object
         return model
 
 

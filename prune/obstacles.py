@@ -39,8 +39,8 @@ def interference(module: nn.Module) -> str:
 def check_numbers(model: nn.Module, prefix: str = "") -> None:
     """PruningError for weights that are not in memory."""
     for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+        if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
             raise PruningError(
-                f"{prefix}{name}: holds no numbers (it is on the meta device, or offloaded); load the whole model into "
-                "memory"
+                f"{prefix}{name}: holds no numbers (it is on the meta device, offloaded or uninitialized); load the whole "
+                "model into memory"
             )

@@ -101,6 +101,7 @@ def test_configs_that_are_none(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"architectures": ["Nothing"]}, r"architectures: want a class of transformers, got \['Nothing'\]"),
         ({"architectures": 5}, "architectures: want a class of transformers, got 5"),
         ({"architectures": [5]}, r"architectures: want a class of transformers, got \[5\]"),
         ({"architectures": ["pipeline"]}, "architectures: want a class of transformers, got"),
@@ -140,3 +141,29 @@ def test_a_size_of_files(make_bert, tmp_path, size):
 def test_sizes_that_are_sizes(make_bert, tmp_path, size):
     save_pretrained(make_bert(), tmp_path / "model", max_shard_size=size)
     assert (tmp_path / "model" / WEIGHTS).exists()
+
+
+def test_the_file_of_another_model_is_refused(folders):
+    one, _, models = folders
+    save_pretrained(models[1], one.parent / "two")
+    (one / WEIGHTS).write_bytes((one.parent / "two" / WEIGHTS).read_bytes())
+    for load in LOADS:
+        with pytest.raises(PruningError, match="is not the file that was saved with this config"):
+            load(one)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(folders, monkeypatch):
+    one, _, models = folders
+    monkeypatch.setattr("trisparse.prune.checkpoint.digest", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_pretrained(models[1], one)
+    assert torch.equal(logits(from_pretrained(one)), logits(models[0]))
+    assert sorted(path.name for path in one.iterdir()) == ["config.json", WEIGHTS]
+
+
+def test_what_can_be_saved_and_where(make_bert, tmp_path):
+    with pytest.raises(PruningError, match="model: want a transformers model, got Linear; use state_dict"):
+        save_pretrained(torch.nn.Linear(4, 4), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PruningError, match="want a folder, found a file"):
+        save_pretrained(make_bert(), tmp_path / "file")

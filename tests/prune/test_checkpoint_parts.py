@@ -91,6 +91,8 @@ def test_a_dense_model_that_shares_its_config_object(make_bert, tmp_path):
         loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
         assert torch.equal(run(loaded), run(dense))
         assert packed(loaded) == 0
+        assert getattr(loaded.config, "quantization_config", None) is None
+        loaded.half()
     assert torch.equal(run(from_pretrained(tmp_path / "model")), run(model))
 
 
