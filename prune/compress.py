@@ -39,8 +39,8 @@ def compress(
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
             all that is no linear layer stay as they are.
         prefer: `speed` keeps a packed format only if it is 3 % faster than dense over `tokens` and for none of them
-            below 0.97 times as fast; `memory` keeps the smallest format, and the report says what that costs. Of formats
-            with rows grouped anew, which only packing can size, those are tried that come near.
+            below 0.97 times as fast; `memory` keeps the smallest format, and the report says what that costs. Of
+            formats with rows grouped anew, which only packing can size, those are tried that come near.
         tokens: numbers of tokens in a batch that matter.
         measure: time dense and packed on the model's device; otherwise a format has to promise a gain of 1.15 by a
             static model of a GPU. Times are remembered for this device and these versions.

@@ -41,6 +41,6 @@ def check_numbers(model: nn.Module, prefix: str = "") -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
             raise PruningError(
-                f"{prefix}{name}: holds no numbers (it is on the meta device, offloaded or uninitialized); load the whole "
-                "model into memory"
+                f"{prefix}{name}: holds no numbers (it is on the meta device, offloaded or uninitialized); load the "
+                "whole model into memory"
             )
