@@ -6,12 +6,13 @@ r"""The rows of the published tables: run them, or go on with them, and set what
 DIR holds a folder for each task, as `trisparse-glue --dataset_dir` takes it; without --data the hub's are used. A row
 is a recipe of `trisparse-glue`; the dense model that it starts from is trained first, with the same seed. Runs lie in
 --runs, and one that has ended is not made again. Past the budget the run at work is interrupted; the same command goes
-on with it from the end of its last epoch. Where the hub is out of reach,
+on with it from the end of its last epoch.
 
-    … --encoder FOLDER --encoder_name all-MiniLM-L6-v2 --learning_rate 3e-4
+    … --minilm all-MiniLM-L6-v2
 
-takes another encoder for all rows of BERT-mini and says so; its learning rate when pruning is to be chosen with
-`trisparse-glue --holdout_fraction 0.1`, never on the validation set that is reported.
+makes the rows of BERT-mini on MRPC with another encoder, from the hub or a folder, where BERT-mini is out of reach. It has
+recipes of its own, whose learning rates and schedules were chosen with `trisparse-glue --holdout_fraction 0.1`, never on
+the validation set that is reported.
 
 Hyper-parameters are the recipe's; texts of similar length are batched together, teachers run once on every text, and
 --mixed_precision is as given. Writes the JSON, a table, and a picture beside it.
@@ -22,6 +23,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -59,14 +61,10 @@ def main() -> None:
     parser.add_argument("--budget_seconds", type=float, default=float("inf"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--encoder")
-    parser.add_argument("--encoder_name")
-    parser.add_argument("--learning_rate", type=float)
+    parser.add_argument("--minilm", metavar="MODEL")
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    if (args.encoder is None) != (args.encoder_name is None):
-        parser.error("--encoder and --encoder_name go together")
     until = time.monotonic() + args.budget_seconds
     content = json.loads(args.out.read_text()) if args.out.exists() else {"runs": []}
     runs = {(run["encoder"], run["row"], run["seed"]): run for run in content["runs"]}
@@ -83,31 +81,28 @@ def main() -> None:
 
 def make_run(row: str, seed: int, args: argparse.Namespace, until: float) -> dict | None:
     """The dense and the sparse result of one row and seed; None if the budget did not suffice."""
-    family, task = row.split("-mrpc-" if "-mrpc-" in row else "-sst2-")[0], "mrpc" if "-mrpc-" in row else "sst2"
-    stands_in = args.encoder is not None and family == "bert-mini"
-    encoder = args.encoder_name if stands_in else family
+    family, task, pattern = re.fullmatch("(.+)-(mrpc|sst2)-(.+)", row).groups()
+    start = []
+    if args.minilm is not None and (family, task) == ("bert-mini", "mrpc"):
+        family, start = "minilm", ["--model_name_or_path", args.minilm]
     common = ["--seed", str(seed), "--group_by_length", "--per_device_eval_batch_size", "32"]
     common += ["--mixed_precision", args.mixed_precision]
     if args.data is not None:
         common += ["--dataset_dir", str(args.data / task)]
-    folder = args.runs / encoder
-    dense_name = f"{family}-{task}-dense"
-    dense_folder, sparse_folder = folder / dense_name / f"seed-{seed}", folder / row / f"seed-{seed}"
-    start = ["--model_name_or_path", args.encoder] if stands_in else []
-    dense = run_glue(dense_name, dense_folder, [*common, *start], until)
+    recipes = f"{family}-{task}-dense", f"{family}-{task}-{pattern}"
+    folders = [args.runs / recipe / f"seed-{seed}" for recipe in recipes]
+    dense = run_glue(recipes[0], folders[0], [*common, *start], until)
     if dense is None:
         return None
-    more = ["--model_name_or_path", str(dense_folder), "--cache_teacher"]
-    if stands_in and args.learning_rate is not None:
-        more += ["--learning_rate", str(args.learning_rate)]
-    sparse = run_glue(row, sparse_folder, [*common, *more], until)
+    more = ["--model_name_or_path", str(folders[0]), "--cache_teacher"]
+    sparse = run_glue(recipes[1], folders[1], [*common, *more], until)
     if sparse is None:
         return None
     keys = ("eval", "best_eval", "epochs", "train_seconds", "steps_per_second", "device", "versions")
     return {
         "row": row,
         "seed": seed,
-        "encoder": encoder,
+        "encoder": family,
         "dense": {key: dense[key] for key in keys},
         "sparse": {key: sparse[key] for key in (*keys, "sparsity", "pattern_verified", "complete", "notes")},
         "arguments": {"dense": felt_flags(dense), "sparse": felt_flags(sparse)},

@@ -70,22 +70,20 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
     out = tmp_path / "rows.json"
     for row, seed in (("bert-mini-mrpc-2-4", "1"), ("bert-mini-mrpc-4x1", "1"), ("bert-mini-mrpc-4x1", "1")):
         monkeypatch.setattr("sys.argv", [
-            "glue_recipes.py", "--rows", row, "--seeds", seed, "--out", str(out), "--encoder", "/enc", "--encoder_name", "small",
-            "--learning_rate", "3e-4", "--data", "/data",
+            "glue_recipes.py", "--rows", row, "--seeds", seed, "--out", str(out), "--minilm", "/enc", "--data", "/data",
         ])  # fmt: skip
         recipes.main()
     content = json.loads(out.read_text())
     assert [(r["row"], r["encoder"]) for r in content["runs"]] == [
-        ("bert-mini-mrpc-2-4", "small"),
-        ("bert-mini-mrpc-4x1", "small"),
+        ("bert-mini-mrpc-2-4", "minilm"),
+        ("bert-mini-mrpc-4x1", "minilm"),
     ]
     assert content["runs"][0]["arguments"]["sparse"] == {"learning_rate": 1e-3}, "no path of this machine"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     (dense, _, dense_flags), (sparse, _, sparse_flags) = made[:2]
-    assert (dense, sparse) == ("bert-mini-mrpc-dense", "bert-mini-mrpc-2-4")
-    assert "--learning_rate" not in dense_flags
+    assert (dense, sparse) == ("minilm-mrpc-dense", "minilm-mrpc-2-4")
     assert "/enc" in dense_flags
-    assert sparse_flags[sparse_flags.index("--learning_rate") + 1] == "0.0003"
+    assert sparse_flags[sparse_flags.index("--model_name_or_path") + 1].endswith("minilm-mrpc-dense/seed-1")
 
 
 def test_a_run_that_has_ended_is_read_and_a_spent_budget_starts_none(recipes, tmp_path):
