@@ -7,7 +7,8 @@ The plain loop is written as scripts for GLUE are: batches at random, padded to 
 every batch, AdamW, single precision, no compilation. It prunes with the same Pruner, so the difference is the loop's
 alone. Ours batches texts of similar length, runs the teacher once (which is not counted, and takes a forward of every
 text), steps a fused AdamW, and computes in --mixed_precision. Both run --steps steps in turns, --rounds times; the
-ratio is the median of the rounds'. With --epochs both also train to their end, and are evaluated.
+ratio is the median of the rounds'. With --epochs both also train to their end, the last third with fixed masks, and are
+evaluated.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from trisparse.prune.glue_tasks import find_task
 WEIGHT = 5.0  # of the distillation loss
 
 
-def plain(args: argparse.Namespace, steps: int, evaluates: bool) -> dict:
-    """The loop as scripts have it."""
+def plain(args: argparse.Namespace, steps: int, cooldown: int) -> dict:
+    """The loop as scripts have it; evaluated if its last steps prune nothing."""
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = find_task(args.task_name)
@@ -56,8 +57,8 @@ def plain(args: argparse.Namespace, steps: int, evaluates: bool) -> dict:
     train = loader("train", True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, betas=(0.9, 0.9), weight_decay=1e-3)
     config = PruningConfig(
-        pattern=args.pattern, pruning_op_types=["Linear"], op_names=["encoder"], start_step=1, end_step=steps,
-        pruning_frequency=max(steps // 40, 1),
+        pattern=args.pattern, pruning_op_types=["Linear"], op_names=["encoder"], start_step=1,
+        end_step=steps - cooldown, pruning_frequency=max(steps // 40, 1),
     )  # fmt: skip
     pruner = Pruner(student, config)
     student.train()
@@ -81,7 +82,7 @@ def plain(args: argparse.Namespace, steps: int, evaluates: bool) -> dict:
                 if done == steps:
                     break
     result: dict = {"steps_per_second": steps / seconds}
-    if evaluates:
+    if cooldown:
         student.eval()
         said, true = [], []
         with torch.no_grad():
@@ -92,7 +93,7 @@ def plain(args: argparse.Namespace, steps: int, evaluates: bool) -> dict:
     return result
 
 
-def ours(args: argparse.Namespace, steps: int) -> dict:
+def ours(args: argparse.Namespace, steps: int, cooldown_epochs: float) -> dict:
     """`trisparse-glue` itself, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {
@@ -103,7 +104,7 @@ def ours(args: argparse.Namespace, steps: int) -> dict:
             "do_prune": True,
             "pruning_pattern": args.pattern, "pruning_frequency": max(steps // 40, 1), "distill_loss_weight": WEIGHT,
             "cache_teacher": True, "group_by_length": True, "mixed_precision": args.mixed_precision, "seed": args.seed,
-            "compile": args.compile, "cooldown_epochs": 0,
+            "compile": args.compile, "cooldown_epochs": cooldown_epochs,
         }  # fmt: skip
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         results = run(parse_arguments(words))
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rounds = [{"plain": plain(args, args.steps, False), "ours": ours(args, args.steps)} for _ in range(args.rounds)]
+    rounds = [{"plain": plain(args, args.steps, 0), "ours": ours(args, args.steps, 0)} for _ in range(args.rounds)]
     ratios = [r["ours"]["steps_per_second"] / r["plain"]["steps_per_second"] for r in rounds]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     content = {
@@ -140,7 +141,7 @@ def main() -> None:
             "python": platform.python_version(), "transformers": transformers.__version__,
         },
         "what": {k: v for k, v in vars(args).items() if k not in ("out", "model", "data")},
-        "model": Path(args.model).name,
+        "model": "/".join(Path(args.model).parts[-2:]),
         "steps_per_second": {
             kind: statistics.median(r[kind]["steps_per_second"] for r in rounds) for kind in ("plain", "ours")
         },
@@ -148,13 +149,10 @@ def main() -> None:
         "ratios": ratios,
     }  # fmt: skip
     if args.epochs:
-        texts = len(
-            load_splits(DataArguments(task_name=args.task_name, dataset_dir=str(args.data)), find_task(args.task_name))[
-                "train"
-            ]
-        )
+        data = DataArguments(task_name=args.task_name, dataset_dir=str(args.data))
+        texts = len(load_splits(data, find_task(args.task_name))["train"])
         total = args.epochs * -(-texts // args.batch)
-        content["trained"] = {"plain": plain(args, total, True), "ours": ours(args, total)}
+        content["trained"] = {"plain": plain(args, total, total // 3), "ours": ours(args, total, args.epochs / 3)}
     atomic_write(args.out, json.dumps(content, indent=1) + "\n")
     print(json.dumps(content, indent=1))
 

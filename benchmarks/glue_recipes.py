@@ -10,9 +10,9 @@ on with it from the end of its last epoch.
 
     … --minilm all-MiniLM-L6-v2
 
-makes the rows of BERT-mini on MRPC with another encoder, from the hub or a folder, where BERT-mini is out of reach. It has
-recipes of its own, whose learning rates and schedules were chosen with `trisparse-glue --holdout_fraction 0.1`, never on
-the validation set that is reported.
+makes the rows of BERT-mini on MRPC with another encoder, from the hub or a folder, where BERT-mini is out of reach. It
+has recipes of its own, whose learning rates and schedules were chosen with `trisparse-glue --holdout_fraction 0.1`,
+never on the validation set that is reported.
 
 Hyper-parameters are the recipe's; texts of similar length are batched together, teachers run once on every text, and
 --mixed_precision is as given. Writes the JSON, a table, and a picture beside it.
