@@ -44,8 +44,10 @@ def compact(
             is as it was.
     """
     check_example(example)
-    check_numbers(model)
+    if multiple is not None and (type(multiple) is not int or multiple < 1):
+        raise PruningError(f"multiple: want a whole number of 1 or more, got {multiple!r:.60}")
     check_config(model)
+    check_numbers(model)
     chains = find_chains(model)
     if not chains:
         raise PruningError(
@@ -53,8 +55,6 @@ def compact(
         )
     device = next(model.parameters()).device.type
     multiple = _MULTIPLES.get(device, _MULTIPLES["cuda"]) if multiple is None else multiple
-    if multiple < 1:
-        raise PruningError(f"multiple: want at least 1, got {multiple}")
     example = getattr(model, "dummy_inputs", None) if example is None else example
     report, count = CompactionReport(), _count(model)
     before: list[Tensor] | None = None

@@ -89,7 +89,9 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The bare model inside `torch.compile` and data-parallel wrappers."""
+    """The bare model inside `torch.compile` and data-parallel wrappers; PruningError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise PruningError(f"model: want an nn.Module, got {type(model).__name__}")
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module

@@ -210,8 +210,9 @@ def test_shared_weights_stay():
 def test_mistakes():
     with pytest.raises(PruningError, match="model: no feed-forward block or attention that is known"):
         compact(nn.Linear(4, 4))
-    with pytest.raises(PruningError, match="multiple: want at least 1, got 0"):
-        compact(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), multiple=0)
+    for multiple in (0, "4", 1.5, True):
+        with pytest.raises(PruningError, match=f"multiple: want a whole number of 1 or more, got {multiple!r}"):
+            compact(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), multiple=multiple)
 
 
 def test_after_channel_pruning_training_goes_on(make_mlp, sgd, train):

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from trisparse import PruningError, compact, compress
+from trisparse import (
+    Pruner,
+    PruningConfig,
+    PruningError,
+    compact,
+    compress,
+    decompress,
+    prune_once,
+    save_pretrained,
+)
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
@@ -188,3 +197,16 @@ def test_weights_that_are_not_in_memory_are_refused_by_name(how, make):
     with pytest.raises(PruningError, match="^2.weight: holds no numbers .*load the whole model into memory$"):
         how(model)
     assert model[2].weight is before.weight
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        compact, compress, decompress, lambda model: save_pretrained(model, "."), lambda model: prune_once(model),
+        lambda model: Pruner(model, PruningConfig(start_step=1, end_step=2)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("model", [None, {}, torch.zeros(3)], ids=["None", "dict", "Tensor"])
+def test_what_is_no_model(how, model):
+    with pytest.raises(PruningError, match=f"^model: want an nn.Module, got {type(model).__name__}$"):
+        how(model)

@@ -131,5 +131,9 @@ def test_exports(pair):
     file = io.BytesIO()
     torch.export.save(torch.export.export(nn.Sequential(loaded, nn.ReLU()), (x,)), file)
     assert torch.equal(torch.export.load(file).module()(x), linear(x).relu())
+    sizes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
+    dynamic = torch.export.export(nn.Sequential(packed), (torch.stack([x, x]),), dynamic_shapes=(sizes,)).module()
+    more = torch.randn(5, 7, 100)
+    assert torch.equal(dynamic(more), packed(more))
     assert "extra_repr" not in repr(packed)
     assert "block=" in repr(packed)
