@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.evaluating import evaluating
 from trisparse.prune.layers import Layer
 
 
@@ -69,29 +70,24 @@ def calibrate(
         PruningError: no batches, or layers outside the model's blocks.
     """
     blocks = blocks_of(model, layers)
-    training = model.training
-    model.eval()
-    try:
-        with _no_cache(model):
-            calls = _recorded(model, [block.module for block in blocks], batches)
-            if not calls:
-                raise PruningError("batches: want at least one batch to calibrate with, got none")
-            hidden = [call[0].hidden for call in calls]
-            for index, block in enumerate(blocks):
-                progress(f"block {index + 1} of {len(blocks)}")
-                handles = [layer.module.register_forward_pre_hook(_seer(layer, see)) for layer in block.layers]
-                try:
-                    for value, call in zip(hidden, calls, strict=True):
-                        _run(block, value, call[index])
-                finally:
-                    for handle in handles:
-                        handle.remove()
-                for layer in block.layers:
-                    prune(layer)
-                if index + 1 < len(blocks):
-                    hidden = [_run(block, value, call[index]) for value, call in zip(hidden, calls, strict=True)]
-    finally:
-        model.train(training)
+    with evaluating(model), _no_cache(model):
+        calls = _recorded(model, [block.module for block in blocks], batches)
+        if not calls:
+            raise PruningError("batches: want at least one batch to calibrate with, got none")
+        hidden = [call[0].hidden for call in calls]
+        for index, block in enumerate(blocks):
+            progress(f"block {index + 1} of {len(blocks)}")
+            handles = [layer.module.register_forward_pre_hook(_seer(layer, see)) for layer in block.layers]
+            try:
+                for value, call in zip(hidden, calls, strict=True):
+                    _run(block, value, call[index])
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for layer in block.layers:
+                prune(layer)
+            if index + 1 < len(blocks):
+                hidden = [_run(block, value, call[index]) for value, call in zip(hidden, calls, strict=True)]
 
 
 def _recorded(model: nn.Module, modules: list[nn.Module], batches: Iterable[Any]) -> list[list[_Call]]:

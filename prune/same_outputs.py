@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.evaluating import evaluating
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest output; 16-bit types round more
 _TOLERANCE_16 = 3e-2
@@ -29,13 +30,8 @@ def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     if example is None:
         return []
     moved: Any = _to(example, next(model.parameters()).device)
-    training = [(module, module.training) for module in model.modules()]  # some may be frozen
-    model.eval()
-    try:
+    with evaluating(model):
         result = model(**moved) if isinstance(moved, Mapping) else model(*moved)
-    finally:
-        for module, flag in training:
-            module.training = flag
     return [t for t in _tensors(result) if t.is_floating_point()]
 
 

@@ -168,6 +168,13 @@ def test_a_model_without_blocks_is_one_block():
     assert [block.module for block in blocks_of(model, [])] == [model]
 
 
+def test_modules_stay_in_the_mode_they_were_in():
+    model = layer_and_head()
+    model[0].eval()
+    prune_one_shot(model, inputs().split(64), "wanda", pattern="2:4")
+    assert [module.training for module in model.modules()] == [True, False, True]
+
+
 def test_misuse():
     model, x = layer_and_head(), inputs().split(64)
     before = copy.deepcopy(model.state_dict())
