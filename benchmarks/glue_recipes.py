@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from trisparse.prune.files import atomic_save, atomic_write
 from trisparse.prune.glue_args import parse_arguments
 
+ENCODERS = {"bert-mini": "BERT-mini", "minilm": "all-MiniLM-L6-v2", "distilbert": "DistilBERT"}
 METRIC = {"mrpc": "f1", "sst2": "accuracy"}
 # mean and best of dense and sparse as published; MRPC's metric is not named there, and is F1 by its size
 PUBLISHED = {
@@ -102,7 +103,7 @@ def make_run(row: str, seed: int, args: argparse.Namespace, until: float) -> dic
     return {
         "row": row,
         "seed": seed,
-        "encoder": family,
+        "encoder": ENCODERS[family],
         "dense": {key: dense[key] for key in keys},
         "sparse": {key: sparse[key] for key in (*keys, "sparsity", "pattern_verified", "complete", "notes")},
         "arguments": {"dense": felt_flags(dense), "sparse": felt_flags(sparse)},
@@ -164,8 +165,8 @@ def summary(row: str, runs: list[dict]) -> dict:
 
 
 def spread(values: list[float]) -> str:
-    error = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{max(values):.4f} ({statistics.mean(values):.4f}{error})"
+    best = f"{max(values):.4f}"
+    return f"{best} ({statistics.mean(values):.4f} +- {statistics.stdev(values):.4f})" if len(values) > 1 else best
 
 
 def table(runs: list[dict]) -> str:

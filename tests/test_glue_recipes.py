@@ -75,8 +75,8 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
         recipes.main()
     content = json.loads(out.read_text())
     assert [(r["row"], r["encoder"]) for r in content["runs"]] == [
-        ("bert-mini-mrpc-2-4", "minilm"),
-        ("bert-mini-mrpc-4x1", "minilm"),
+        ("bert-mini-mrpc-2-4", "all-MiniLM-L6-v2"),
+        ("bert-mini-mrpc-4x1", "all-MiniLM-L6-v2"),
     ]
     assert content["runs"][0]["arguments"]["sparse"] == {"learning_rate": 1e-3}, "no path of this machine"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -84,6 +84,11 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
     assert (dense, sparse) == ("minilm-mrpc-dense", "minilm-mrpc-2-4")
     assert "/enc" in dense_flags
     assert sparse_flags[sparse_flags.index("--model_name_or_path") + 1].endswith("minilm-mrpc-dense/seed-1")
+
+
+def test_the_readme_has_the_table(recipes):
+    runs = json.loads((SCRIPT.parent / "results" / "glue_recipes.json").read_text())["runs"]
+    assert recipes.table(runs) in (SCRIPT.parents[1] / "README.md").read_text()
 
 
 def test_a_run_that_has_ended_is_read_and_a_spent_budget_starts_none(recipes, tmp_path):
