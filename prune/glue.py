@@ -29,8 +29,6 @@ def main(argv: Sequence[str]) -> int:
         run(parse_arguments(argv))
         return 0
     except PruningError as error:
-        if os.environ.get("RANK", "0") != "0":
-            return 2  # all processes see the same mistake; one says it
         message = f"error: {error}"
     except OSError as error:
         message = f"error: {error}"
@@ -38,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
         message = f"error: {error.name} is not installed; pip install 'trisparse[glue]'"
     except KeyboardInterrupt:
         message = "interrupted; if an epoch had ended, --resume_from_checkpoint with the output_dir goes on from it"
-    sys.stderr.write(f"trisparse-glue: {message}\n")
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"process {rank}: "  # which may be the only one to see the mistake
+    sys.stderr.write(f"trisparse-glue: {who}{message}\n")
     return 2
 
 

@@ -60,6 +60,7 @@ class Pruner:
             raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
         self.model = model
         self.config = config
+        reshard(model)  # after an evaluation, layers would be found whole
         self.groups = [
             PrunedGroup(group, layers)
             for group, layers in zip(config.groups, find_layers(model, config.groups), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ class TeacherCache:
         lengths: tokens of each example, without padding.
         device: of the batches.
         folder: where the file would be made.
-        limit: bytes; default half of what is free on the device.
+        limit: bytes; default half of what is free on the device, shared among the processes on a CPU.
 
     Attributes:
         hidden: `[tokens of all examples, hidden]`, once something was put.
@@ -84,5 +85,7 @@ class TeacherCache:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Memory that is free on a device; on a CPU, this process's share of it, for each has a cache of its own."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

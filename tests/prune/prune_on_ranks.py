@@ -65,6 +65,8 @@ def run(case, mode, rank, world, folder, resume_from=None):
     bare = make_model()
     model = spread(bare, mode)
     optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-9)
+    with torch.no_grad():
+        model(torch.zeros(1, 16))  # as one evaluates before pruning; FSDP2 leaves the root's weights whole
     pruner = Pruner(model, PruningConfig(**{**WINDOW, **CASES[case]}))
     first, hashes = 0, []
     options = StateDictOptions(full_state_dict=True)

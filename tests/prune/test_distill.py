@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trisparse.prune.distill import Teacher, distillation_loss, hidden_loss, logits_loss
-from trisparse.prune.teacher_cache import TeacherCache
+from trisparse.prune.teacher_cache import TeacherCache, free_bytes
 
 
 def test_padding_is_left_out_of_the_hidden_loss():
@@ -76,6 +76,14 @@ def test_the_cache_serves_any_batch_by_example_index(side, limit, tmp_path):
     assert torch.equal(hidden[mask], want_hidden[mask])
     assert not hidden[~mask].any()
     assert torch.equal(logits, want_logits)
+
+
+def test_processes_on_a_cpu_share_what_is_free(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1200))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert free_bytes(torch.device("cpu")) == 1200
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert free_bytes(torch.device("cpu")) == 400
 
 
 def test_the_teacher_is_frozen():

@@ -37,6 +37,13 @@ def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
     assert not (world / "elsewhere").exists()
 
 
+def test_a_mistake_that_only_one_process_sees_is_said(world, tmp_path, capsys, argv, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(argv(world, "init", "refused", "--dataset_dir", str(tmp_path))) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("trisparse-glue: process 1: error: --dataset_dir: ")
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, capsys, argv):
     def refused(*flags, model="init", message, data=None):
         base = argv(world, model, "refused", *flags)
