@@ -63,7 +63,7 @@ def _sddmm_kernel(grad, x, *matrix) -> Tensor:
 
 define(
     f"spmm_t(Tensor grad, {MATRIX}) -> Tensor",
-    spmm_t_reference, _spmm_t_kernel, lambda grad, *matrix: grad.new_empty(len(grad), matrix[8]),
+    spmm_t_reference, _spmm_t_kernel, lambda grad, *matrix: grad.new_empty(grad.shape[0], matrix[8]),
 )  # fmt: skip
 define(
     f"sddmm(Tensor grad, Tensor x, {MATRIX}) -> Tensor",
@@ -104,7 +104,7 @@ def define_product(name: str, kernel: Callable[..., Tensor]) -> None:
         return kernel(x, matrix, None if bias is None else bias.contiguous(), activation)
 
     schema = f"{name}(Tensor x, {MATRIX}, Tensor? bias, str activation) -> Tensor"
-    define(schema, product_reference, run, lambda x, *rest: x.new_empty(len(x), rest[7]))
+    define(schema, product_reference, run, lambda x, *rest: x.new_empty(x.shape[0], rest[7]))
     differentiable(name, _backward, _save)
 
 
