@@ -134,3 +134,19 @@ def test_operators_of_packed_matrices_compile_whole():
         outputs = function(x, weight)
         results.append((*outputs, *torch.autograd.grad(outputs[0].sum(), (x, weight))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mm_24", "vector_spmm", "block_spmm", "spmm_t"])
+def test_products_are_exported_for_any_number_of_tokens(name):
+    operator = getattr(OPS, name)
+    x, *rest = (part.detach() if isinstance(part, torch.Tensor) else part for part in samples()[name])
+
+    class Product(torch.nn.Module):
+        def forward(self, x):
+            return operator(x, *rest)
+
+    tokens = torch.export.Dim("tokens", min=0)
+    exported = torch.export.export(Product(), (x,), dynamic_shapes=({0: tokens},)).module()
+    for count in (0, 1, 9):
+        more = torch.randn(count, x.shape[1]).to(x)
+        assert torch.equal(exported(more), operator(more, *rest))
