@@ -138,7 +138,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         metrics = evaluate(accelerator, model, s.task, s.validation)
         progress["evals"].append({"step": progress["step"], "epoch": progress["epoch"], **metrics})
         accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=progress["step"])
-        bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        if accelerator.is_main_process:  # a bar writes even if it is disabled
+            bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
         value, best = best_value(s.task, metrics), progress["best"]
         is_best = (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"])
         if is_best:
