@@ -136,13 +136,16 @@ def _plan(model: nn.Module, chain: Chain, multiple: int) -> tuple[CompactedChain
     try:
         constant, values = chain.constants(zero, biases)
         unread = (columns == 0).all(0)
-        could = (constant | unread).view(units, chain.width).all(1)
+        size = columns.float().square().sum(0).view(units, -1).sum(1)
+        given = torch.zeros_like(size)
+        for weight, bias in zip(rows, biases, strict=True):
+            size = size + weight.float().square().reshape(units, -1).sum(1)
+            given = given + bias.float().view(units, -1).sum(1)
+        finite = (size + given).isfinite()  # zero times infinity is not zero
+        could = (constant | unread).view(units, chain.width).all(1) & finite
         if reads.bias is None:  # one added would be lost where only the model's own class is known
             constant = constant & (values == 0)
-        removable = (constant | unread).view(units, chain.width).all(1)
-        size = columns.float().square().sum(0).view(units, -1).sum(1)
-        for weight in rows:
-            size = size + weight.float().square().reshape(units, -1).sum(1)
+        removable = (constant | unread).view(units, chain.width).all(1) & finite
     except (RuntimeError, TypeError) as error:
         row.reason = f"stays: its layers do not fit together ({one_line(error)})"
         return row, None

@@ -96,6 +96,20 @@ def test_what_is_kept_beyond_need_is_the_largest():
     assert torch.equal(model[0].weight[3:], last[-5:])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])  # the square of the last is infinite
+def test_channels_of_numbers_that_no_zero_hides_stay(value):
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[2].weight[:, :8] = 0
+        model[0].weight[:4] = value
+        model[0].bias[4] = value
+    x = torch.rand(3, 4)
+    want = model(x)
+    report = compact(model, multiple=1)
+    torch.testing.assert_close(model(x), want, equal_nan=True)
+    assert report.chains[0].removable == (4 if value == 1e30 else 3)
+
+
 def test_all_channels_gone_leaves_one_multiple():
     model = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Dropout(0.5), nn.Linear(16, 2)).eval()
     model[0].weight.data.zero_()

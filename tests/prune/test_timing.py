@@ -40,6 +40,7 @@ def test_times_and_outputs():
     broken = nn.Linear(8, 8)
     broken.weight.data.fill_(torch.nan)
     assert not time_pair(layer, broken, torch.randn(4, 8))["equal"]
+    assert time_pair(broken, broken, torch.randn(4, 8))["equal"]
 
 
 def test_remembers(tmp_path):
