@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -55,7 +56,9 @@ def load_model_state(model: nn.Module, state: dict[str, Any]) -> None:
 
 def load_optimizer_state(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Go back to an `optimizer_state`."""
-    set_optimizer_state_dict(model, optimizer.optimizer, state, options=_WHOLE)
+    # not strict: a parameter that never had a gradient has no state
+    options = dataclasses.replace(_WHOLE, strict=False)
+    set_optimizer_state_dict(model, optimizer.optimizer, state, options=options)
 
 
 def random_states() -> list[dict[str, Any]]:

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("accelerate")
 SCRIPT = Path(__file__).with_name("glue_on_ranks.py")
@@ -82,3 +84,21 @@ def test_another_number_of_examples_a_step_is_refused(whole, world, launch):
     )
     assert "took 16 examples a step, this run takes 8; processes * per_device_train_batch_size" in said
     assert "Traceback" not in said
+
+
+def test_an_optimizer_goes_on_that_has_no_state_for_a_parameter():
+    from trisparse.prune.glue_ranks import load_optimizer_state, optimizer_state
+
+    def make():
+        model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
+        return model, torch.optim.AdamW(model.parameters())
+
+    (first, before), (second, after) = make(), make()
+    first["used"](torch.ones(2, 4)).sum().backward()
+    before.step()
+    state = optimizer_state(first, SimpleNamespace(optimizer=before))
+    load_optimizer_state(second, SimpleNamespace(optimizer=after), state)
+    ours, theirs = after.state_dict()["state"], before.state_dict()["state"]
+    assert set(theirs) == {0, 1}
+    for index, values in theirs.items():
+        assert all(torch.equal(ours[index][name], value) for name, value in values.items())
