@@ -73,7 +73,7 @@ def _compress(args: argparse.Namespace) -> None:
     atomic_write(args.output / _REPORT, json.dumps(report.to_dict(), indent=1) + "\n")
     head, *rows = report.table()
     _print_table(head, rows)
-    before, after = (sum(p.stat().st_size for p in weight_files(folder)) for folder in (args.input, args.output))
+    before, after = (_bytes_of_files(folder) for folder in (args.input, args.output))
     print(f"{report.summary()}; files {before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after")  # noqa: T201
 
 
@@ -81,8 +81,13 @@ def _export(args: argparse.Namespace) -> None:
     _check_folders(args.input, args.output)
     export(from_pretrained(args.input), args.output, args.format)
     _copy_small_files(args.input, args.output)
-    size = sum(path.stat().st_size for path in weight_files(args.output))
-    print(f"wrote {args.output} as {args.format}, {size / 2**20:.1f} MiB")  # noqa: T201
+    print(f"wrote {args.output} as {args.format}, {_bytes_of_files(args.output) / 2**20:.1f} MiB")  # noqa: T201
+
+
+def _bytes_of_files(folder: Path) -> int:
+    """Of the weights; older checkpoints have them in files of their own kind, which transformers loads too."""
+    older = [] if list(folder.glob("*.safetensors")) else list(folder.glob("pytorch_model*.bin"))
+    return sum(path.stat().st_size for path in older or weight_files(folder))
 
 
 def _check_folders(source: Path, target: Path) -> None:

@@ -57,6 +57,17 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
     torch.testing.assert_close(logits(tmp_path / "dense"), logits(folder))
 
 
+def test_an_older_checkpoint_without_safetensors(folder, tmp_path, capsys):
+    want = logits(folder)
+    torch.save(from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    small = tmp_path / "small"
+    assert main(["compress", str(folder), str(small), "--prefer", "memory", "--no_measure"]) == 0
+    assert "files 0.3 MiB before, 0.2 MiB after" in capsys.readouterr().out
+    assert not (small / "pytorch_model.bin").exists()
+    torch.testing.assert_close(logits(small), want)
+
+
 def test_another_dtype(folder, tmp_path):
     half = tmp_path / "half"
     flags = ["--prefer", "memory", "--no_measure", "--dtype", "bfloat16"]
