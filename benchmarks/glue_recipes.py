@@ -210,8 +210,8 @@ def draw(runs: list[dict], path: Path) -> None:
         axes.plot([x for x, _ in points], [y for _, y in points], "o", label=f"{encoder}, each seed")
     axes.axvline(0, color="gray", linewidth=0.5)
     axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel="change of the metric against the dense model, %")
-    axes.invert_yaxis()
-    axes.legend()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    figure.legend(loc="outside upper center", ncols=2)
     atomic_save(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 

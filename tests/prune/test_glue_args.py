@@ -1,8 +1,8 @@
 """The command line: every mistake one line, before anything heavy is imported."""
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -61,11 +61,12 @@ def test_mistakes(argv, message):
 
 
 def test_a_typo_answers_in_one_line_within_three_seconds(script):
-    began = time.perf_counter()
+    began = os.times()
     result = subprocess.run(
         [script("trisparse-glue"), *BASE, "--pruning_patern", "2:4"], capture_output=True, text=True
     )
-    assert time.perf_counter() - began < 3
+    ended = os.times()  # of work, however busy the machine is
+    assert ended.children_user + ended.children_system - began.children_user - began.children_system < 3
     assert result.returncode == 2
     assert (
         result.stderr == "trisparse-glue: error: --pruning_patern: unknown argument; did you mean --pruning_pattern?\n"
