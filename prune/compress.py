@@ -137,10 +137,11 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """Weights that more than one module holds."""
+    """Weights that more than one module holds; in a transformers model, whose files have one name for each, or one twice."""
     seen: set[int] = set()
     twice: set[int] = set()
-    for module in model.modules():
+    is_saved_by_name = hasattr(getattr(model, "config", None), "save_pretrained")
+    for _, module in model.named_modules(remove_duplicate=not is_saved_by_name):
         for parameter in module.parameters(recurse=False):
             (twice if id(parameter) in seen else seen).add(id(parameter))
     return twice

@@ -142,6 +142,38 @@ def test_a_class_of_ones_own_says_how_it_loads(make_bert, tmp_path):
     assert torch.equal(run(Mine.from_pretrained(tmp_path)), run(model))
 
 
+class Twice(transformers.BertPreTrainedModel):
+    """Has a layer under two names, as detectors with one box head for all their stages do."""
+
+    _tied_weights_keys = {"second.weight": "first.weight", "second.bias": "first.bias"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = transformers.BertModel(config)
+        self.first = torch.nn.Linear(32, 32)
+        self.second = self.first
+        self.post_init()
+
+    def forward(self, input_ids):
+        hidden = self.bert(input_ids).last_hidden_state
+        return transformers.modeling_outputs.BaseModelOutput(self.second(self.first(hidden)))
+
+
+@pytest.mark.filterwarnings("ignore:Twice is no class of transformers")
+def test_a_layer_under_two_names_stays_where_files_hold_it_under_one(make_bert, tmp_path):
+    model = Twice(make_bert().config).eval()
+    for layer in (model.first, model.bert.encoder.layer[0].output.dense):
+        layer.weight.data.zero_()
+    want = run(model)
+    _, report = compress(model, prefer="memory", measure=False)
+    assert {row.name: row.reason for row in report.layers}["first"] == "its weight is shared"
+    assert packed(model) == 1
+    save_pretrained(model, tmp_path)
+    loaded = Twice.from_pretrained(tmp_path)
+    assert torch.equal(run(loaded), want)
+    assert packed(loaded) == 1
+
+
 def test_another_methods_quantization_is_not_written_over(make_bert, tmp_path):
     model = make_bert()
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
