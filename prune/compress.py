@@ -137,7 +137,7 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """Weights of more than one module; where files take one name a tensor (transformers), of one with two names too."""
+    """Weights that more than one module holds; in a transformers model also those of a module under two names."""
     seen: set[int] = set()
     twice: set[int] = set()
     is_saved_by_name = hasattr(getattr(model, "config", None), "save_pretrained")
