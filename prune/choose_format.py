@@ -29,8 +29,7 @@ class Chooser:
     def choose(self, name: str, layer: Any, obstacle: str) -> tuple[CompressedLayer, nn.Module | None]:
         """The report's row, and the packed layer if the layer does not stay dense."""
         weight = matrix_of(layer)
-        is_plain = type(weight) is torch.Tensor and weight.layout == torch.strided and weight.numel() > 0
-        zeros = float((weight == 0).float().mean()) if is_plain else 0.0
+        zeros = float((weight == 0).float().mean()) if weight.numel() else 0.0
         row = CompressedLayer(name, (len(weight), weight.shape[1]), zeros, "dense", weight.nbytes, weight.nbytes)
         forms = [] if obstacle else formats_of(weight)
         row.reason = obstacle or ("" if forms else "no format is smaller")

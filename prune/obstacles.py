@@ -23,10 +23,8 @@ def obstacle(layer: nn.Module) -> str:
         parameter = layer._parameters.get(name, layer)  # pruned or parametrized ones are no entry
         if type(parameter) is not nn.Parameter and not (name == "bias" and parameter is None):
             return f"its {name} is no plain parameter"
-    weight = layer.get_parameter("weight")
-    if weight.layout != torch.strided:
-        return f"its weight is {weight.layout}"
-    return "" if weight.dtype in DTYPES else f"its weight is {weight.dtype}"
+    dtype = layer.get_parameter("weight").dtype
+    return "" if dtype in DTYPES else f"its weight is {dtype}"
 
 
 def interference(module: nn.Module) -> str:
@@ -37,8 +35,10 @@ def interference(module: nn.Module) -> str:
 
 
 def check_numbers(model: nn.Module, prefix: str = "") -> None:
-    """PruningError for weights that are not in memory."""
+    """PruningError for weights that are not in memory, or not as plain dense tensors."""
     for name, parameter in model.named_parameters():
+        if parameter.layout != torch.strided:
+            raise PruningError(f"{prefix}{name}: is {parameter.layout}; want a dense tensor, call to_dense() on it")
         if parameter.is_meta or isinstance(parameter, nn.parameter.UninitializedParameter):
             raise PruningError(
                 f"{prefix}{name}: holds no numbers (it is on the meta device, offloaded or uninitialized); load the "

@@ -189,6 +189,22 @@ def test_a_dtype_that_no_format_has_leaves_the_model_whole():
     assert [row.format for row in report.layers] == ["32x1", "dense", "32x1"]
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+@pytest.mark.parametrize("how", [compact, compress])
+def test_tensors_of_another_layout_are_refused_by_name(how, layout):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = nn.Parameter(model[2].weight.detach().to_sparse(layout=layout), requires_grad=False)
+    with pytest.raises(PruningError, match=rf"^2.weight: is {layout}; want a dense tensor, call to_dense\(\) on it$"):
+        how(model)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_an_empty_layer_has_no_zeros():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 0))
+    _, report = compress(model, prefer="memory", measure=False)
+    assert report.layers[1].zeros == 0.0
+
+
 @pytest.mark.parametrize("make", [lambda: nn.Linear(8, 8, device="meta"), lambda: nn.LazyLinear(8)])
 @pytest.mark.parametrize("how", [compact, compress])
 def test_weights_that_are_not_in_memory_are_refused_by_name(how, make):
