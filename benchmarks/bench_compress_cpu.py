@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from trisparse import compress, from_pretrained, save_pretrained
+from trisparse.prune.files import atomic_write
 from trisparse.prune.glue_args import DataArguments
 from trisparse.prune.glue_data import load_splits, tokenize
 from trisparse.prune.glue_tasks import find_task
@@ -87,6 +88,7 @@ def main() -> None:
     for name in ("task_name", "dataset_dir"):
         parser.add_argument(f"--{name}", required=True)
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if args.predict:
         model = from_pretrained(args.predict).eval()
         args.out.write_text(json.dumps(logits_of(model, args.models[0], args).tolist()))
@@ -97,10 +99,7 @@ def main() -> None:
         "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    half = args.out.with_suffix(".part")
-    half.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    half.replace(args.out)
+    atomic_write(args.out, json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

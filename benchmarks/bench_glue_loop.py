@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     rounds = [{"plain": plain(args, args.steps, 0), "ours": ours(args, args.steps, 0)} for _ in range(args.rounds)]
     ratios = [r["ours"]["steps_per_second"] / r["plain"]["steps_per_second"] for r in rounds]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     until = time.monotonic() + args.budget_seconds
     content = json.loads(args.out.read_text()) if args.out.exists() else {"runs": []}
     runs = {(run["encoder"], run["row"], run["seed"]): run for run in content["runs"]}
