@@ -14,6 +14,7 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_save
 from trisparse.prune.pruner import Pruner
 from trisparse.prune.report import SparsityReport
+from trisparse.prune.shards import is_sharded
 
 _STATE = "pruner.pt"
 
@@ -23,7 +24,8 @@ class PruningCallback(TrainerCallback):
 
     Steps are the Trainer's optimizer steps, whatever the gradient accumulation; mixed precision, checkpoints and
     resuming work as without it. Each checkpoint gets the Pruner's state in `pruner.pt`, each entry of the log the
-    sparsity.
+    sparsity. The Trainer does not say which checkpoint it resumes from: it is looked for in `output_dir`, unless
+    `TrainingArguments(resume_from_checkpoint=...)` names another folder, too.
 
     Args:
         config: what to prune, how far and when.
@@ -45,7 +47,8 @@ class PruningCallback(TrainerCallback):
         """Build the Pruner over the prepared model, restore it if the Trainer resumes, and attach it.
 
         Raises:
-            PruningError: settings that go against each other, or a checkpoint without a Pruner's state.
+            PruningError: settings that go against each other, or a checkpoint without a Pruner's state or with that of
+                another run.
         """
         last = max(group.end_step or 0 for group in self.config.groups)
         if state.max_steps is not None and last > state.max_steps:
@@ -56,14 +59,13 @@ class PruningCallback(TrainerCallback):
             raise PruningError(
                 "load_best_model_at_end: want False, got True; it could bring back weights from before the last event"
             )
-        # the model comes without its wrapper, so that nothing tells the Pruner of the other processes
-        replicas = torch.distributed.group.WORLD if args.world_size > 1 and not args.fsdp else None
-        self.pruner, self.report = Pruner(kwargs["model"], self.config, replicas), None
+        model = kwargs["model"]
+        # it comes without the wrapper that would tell the Pruner of the other processes
+        has_copies = args.world_size > 1 and not any(map(is_sharded, model.parameters()))
+        replicas = torch.distributed.group.WORLD if has_copies else None
+        self.pruner, self.report = Pruner(model, self.config, replicas), None
         if state.global_step:
-            path = _folder(args, state) / _STATE
-            if not path.is_file():
-                raise PruningError(f"{path}: is missing, so pruning cannot go on from step {state.global_step}")
-            self.pruner.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            _restore(self.pruner, _resumed_folder(args, state) / _STATE, state.global_step)
         self._attachment = self.pruner.attach(kwargs["optimizer"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -87,6 +89,24 @@ class PruningCallback(TrainerCallback):
             self._attachment.detach()
             self._attachment = None
             self.report = self.pruner.report()
+
+
+def _restore(pruner: Pruner, path: Path, step: int) -> None:
+    elsewhere = "if the Trainer resumes from another folder, set resume_from_checkpoint of TrainingArguments to it, too"
+    if not path.is_file():
+        raise PruningError(f"{path}: is missing, so pruning cannot go on from step {step}; {elsewhere}")
+    pruner.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    if pruner.step_count != step:
+        raise PruningError(f"{path}: is of step {pruner.step_count}, the Trainer goes on from {step}; {elsewhere}")
+    try:
+        pruner.report()
+    except PruningError as error:
+        raise PruningError(f"{path}: is not of the weights that the Trainer loaded ({error}); {elsewhere}") from None
+
+
+def _resumed_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    given = args.resume_from_checkpoint
+    return Path(given) if given and Path(given).is_dir() else _folder(args, state)
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

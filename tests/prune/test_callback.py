@@ -70,15 +70,17 @@ def test_bf16(trainer):
     assert callback.report.complete
 
 
-def test_resumed_equals_uninterrupted(trainer, tmp_path):
+@pytest.mark.parametrize("out", ["parts", "new"])
+def test_resumed_equals_uninterrupted(trainer, tmp_path, out):
     whole, callback = trainer("whole")
     whole.train()
     first, _ = trainer("parts")
     first.add_callback(StopAt(7))
     first.train()
     assert (tmp_path / "parts" / "checkpoint-5" / "pruner.pt").is_file()
-    second, resumed = trainer("parts")
-    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-5"))
+    checkpoint = str(tmp_path / "parts" / "checkpoint-5")
+    second, resumed = trainer(out, resume_from_checkpoint=checkpoint if out == "new" else None)
+    second.train(resume_from_checkpoint=checkpoint)
     assert resumed.pruner.step_count == callback.pruner.step_count == 12
     for (name, a), b in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -86,12 +88,23 @@ def test_resumed_equals_uninterrupted(trainer, tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_without_the_pruner_is_refused(trainer, tmp_path):
-    running, _ = trainer()
-    running.train()
-    (tmp_path / "out" / "checkpoint-5" / "pruner.pt").unlink()
-    with pytest.raises(PruningError, match=r"checkpoint-5/pruner.pt: is missing, so pruning cannot go on from step 5"):
-        trainer()[0].train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
+def test_a_checkpoint_without_its_pruner_is_refused(trainer, tmp_path):
+    for name, seed in (("out", 3), ("other", 4)):
+        trainer(name, seed=seed)[0].train()
+    checkpoint = tmp_path / "out" / "checkpoint-10"
+
+    def refusal(name, said=None):
+        with pytest.raises(PruningError) as error:
+            trainer(name, resume_from_checkpoint=said and str(said))[0].train(resume_from_checkpoint=str(checkpoint))
+        assert str(error.value).endswith("another folder, set resume_from_checkpoint of TrainingArguments to it, too")
+        return str(error.value)
+
+    other = tmp_path / "other"
+    assert f"{other}/checkpoint-10/pruner.pt: is not of the weights that the Trainer loaded (" in refusal("other")
+    said = other / "checkpoint-5"
+    assert f"{said}/pruner.pt: is of step 5, the Trainer goes on from 10" in refusal("out", said)
+    (checkpoint / "pruner.pt").unlink()
+    assert "checkpoint-10/pruner.pt: is missing, so pruning cannot go on from step 10" in refusal("out")
 
 
 def test_misuse(trainer):
@@ -103,11 +116,14 @@ def test_misuse(trainer):
         ].train()
 
 
-def test_two_processes_choose_what_one_does(on_ranks):
+@pytest.mark.parametrize("mode", ["trainer", "fsdp"])
+def test_two_processes_choose_what_one_does(on_ranks, mode):
     script = Path(__file__).with_name("trainer_on_ranks.py")
-    (one, _), (two, _) = on_ranks(script, "trainer", 1), on_ranks(script, "trainer", 2)
+    (one, _), (two, _) = on_ranks(script, "trainer", 1), on_ranks(script, mode, 2)
     alone, first, second = (torch.load(path, weights_only=True) for path in (one / "0.pt", two / "0.pt", two / "1.pt"))
     assert alone["pruned"] == first["pruned"] == 0.75
+    assert first["compared"]
+    assert not alone["compared"]
     assert all(torch.equal(first["masks"][name], second["masks"][name]) for name in first["masks"])
     same = [(first["masks"][name] == mask).float().mean() for name, mask in alone["masks"].items()]
     assert torch.stack(same).mean() > 0.99, "gradients that are summed in another order differ in their last bits"

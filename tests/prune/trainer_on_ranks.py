@@ -1,4 +1,7 @@
-"""Prune in a Trainer as one of several processes: `trainer_on_ranks.py MODE RANK WORLD FOLDER`, run by the tests."""
+"""Prune in a Trainer as one of several processes: `trainer_on_ranks.py MODE RANK WORLD FOLDER`, run by the tests.
+
+MODE is trainer or fsdp; on a CPU, accelerate makes copies for both.
+"""
 
 import os
 import sys
@@ -31,7 +34,8 @@ callback = PruningCallback(
 )
 args = transformers.TrainingArguments(
     output_dir=f"{folder}/out", per_device_train_batch_size=8 // int(world), max_steps=10, save_steps=5, use_cpu=True,
-    report_to=[], disable_tqdm=True, ddp_backend=None if world == "1" else "gloo",
+    report_to=[], disable_tqdm=True, ddp_backend=None if world == "1" else "gloo", fsdp=mode == "fsdp",
 )  # fmt: skip
 transformers.Trainer(model, args, train_dataset=data, callbacks=[callback]).train()
-torch.save({"masks": callback.pruner.masks(), "pruned": callback.report.pruned_layers}, f"{folder}/{rank}.pt")
+result = {"masks": callback.pruner.masks(), "pruned": callback.report.pruned_layers}
+torch.save(result | {"compared": callback.pruner._replicas.group is not None}, f"{folder}/{rank}.pt")
