@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- its usual name
 
+from trisparse.prune.errors import PruningError
 from trisparse.prune.teacher_cache import TeacherCache
 
 TEMPERATURE = 2.0
@@ -32,27 +33,48 @@ def logits_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATU
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-def distillation_loss(student: Any, teacher: tuple[Tensor, Tensor], attention_mask: Tensor, mode: str) -> Tensor:
+def last_hidden(outputs: Any, attention_mask: Tensor) -> Tensor:
+    """Last hidden states `[batch, tokens, hidden]` of a transformers output, the decoder's if it has one.
+
+    Raises:
+        PruningError: there is none for each token, such as in a model that pools tokens on the way.
+    """
+    states = getattr(outputs, "hidden_states", None) or getattr(outputs, "decoder_hidden_states", None)
+    if not states or states[-1].shape[:2] != attention_mask.shape:
+        raise PruningError("--distill_mode: the model has no last hidden state of each token to match; use logits")
+    return states[-1]
+
+
+def distillation_loss(
+    student: Any, teacher: tuple[Tensor | None, Tensor], attention_mask: Tensor, mode: str
+) -> Tensor:
     """Unweighted loss of mode `hidden`, `logits` or `both`.
 
     Args:
-        student: a transformers output with `logits` and `hidden_states`.
-        teacher: hidden states and logits, as `Teacher` returns them.
+        student: a transformers output with `logits` and, but for mode `logits`, hidden states.
+        teacher: hidden states and logits, as a `Teacher` of this mode returns them.
     """
     hidden, logits = teacher
     losses = []
     if mode in ("hidden", "both"):
-        losses.append(hidden_loss(student.hidden_states[-1], hidden, attention_mask))
+        assert hidden is not None
+        losses.append(hidden_loss(last_hidden(student, attention_mask), hidden, attention_mask))
     if mode in ("logits", "both"):
         losses.append(logits_loss(student.logits, logits))
     return torch.stack(losses).sum()
 
 
 class Teacher:
-    """The frozen dense model: run on every batch, or only once on every example if there is a cache."""
+    """The frozen dense model: run on every batch, or only once on every example if there is a cache.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: a transformers classifier.
+        mode: of `distillation_loss`; with `logits` nothing is asked of hidden states.
+    """
+
+    def __init__(self, model: nn.Module, mode: str) -> None:
         self.model = model.eval().requires_grad_(False)
+        self._wants_hidden = mode != "logits"
         self._cache: TeacherCache | None = None
 
     @torch.no_grad()
@@ -67,12 +89,12 @@ class Teacher:
         self._cache = cache
 
     @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-        """Last hidden states `[batch, tokens, hidden]` and logits of a batch; `index` names its examples."""
+    def __call__(self, inputs: Mapping[str, Tensor], index: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Last hidden states `[batch, tokens, hidden]`, if wanted, and logits of a batch; `index` names its examples."""
         if self._cache is None:
             return self._run(inputs)
         return self._cache.get(index, inputs["attention_mask"].bool())
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        outputs = self.model(**inputs, output_hidden_states=True)
-        return outputs.hidden_states[-1], outputs.logits
+    def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+        outputs = self.model(**inputs, output_hidden_states=self._wants_hidden)
+        return last_hidden(outputs, inputs["attention_mask"]) if self._wants_hidden else None, outputs.logits

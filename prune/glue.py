@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from trisparse.prune.glue_setup import Setup
 
 _LOG_EVERY = 10  # optimizer steps between looks at the loss, each of which waits for the device
+_GO_ON = "if an epoch had ended, --resume_from_checkpoint with the output_dir goes on from it"
+# what gloo and NCCL say in the processes that wait for one that is gone
+_LOST = "gloo/transport.*(Connection|Broken pipe|Socket closed)|remote process exited"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +39,11 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         message = f"error: {error.name} is not installed; pip install 'trisparse[glue]'"
     except KeyboardInterrupt:
-        message = "interrupted; if an epoch had ended, --resume_from_checkpoint with the output_dir goes on from it"
+        message = f"interrupted; {_GO_ON}"
+    except RuntimeError as error:
+        if not re.search(_LOST, str(error)):
+            raise
+        message = f"another process ended, and with it the run; {_GO_ON}"
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"process {rank}: "  # which may be the only one to see the mistake
     sys.stderr.write(f"trisparse-glue: {who}{message}\n")

@@ -112,5 +112,5 @@ def check_capacity(flag: str, model: Any, longest: int, largest_token: int) -> N
     padding = getattr(table, "padding_idx", None)
     if positions and padding is not None:
         positions -= padding + 1  # RoBERTa counts positions from behind the padding's
-    if positions and longest > positions:
+    if positions and 0 < positions < longest:  # XLNet says -1: as many as one likes
         raise PruningError(f"--max_length: texts have up to {longest} tokens, the model of --{flag} takes {positions}")

@@ -117,7 +117,7 @@ def set_up(args: GlueArguments) -> Setup:
     create_output_dir(folder)
     teacher = None
     if teacher_model is not None:
-        teacher = Teacher(teacher_model.to(accelerator.device))
+        teacher = Teacher(teacher_model.to(accelerator.device), args.model.distill_mode)
         if t.compile:
             compile_model(teacher_model, accelerator.device)
         if args.model.cache_teacher:

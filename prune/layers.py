@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trisparse.prune.config import GroupConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.patterns import Pattern
-from trisparse.prune.shards import Rows, count_zeros, local, reshard, rows_of
+from trisparse.prune.shards import Rows, check_wrappers, count_zeros, local, reshard, rows_of
 from trisparse.sparse_ops.units import grid_shape
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -144,10 +144,6 @@ def _layer(name: str, module: nn.Module, pattern: Pattern) -> Layer:
             f"{name}: its weight holds no numbers (uninitialized, on the meta device, or empty); give it some before, "
             f"or add {exact(name)!r} to excluded_op_names"
         )
-    if weight.dim() < 2:
-        raise PruningError(
-            f"{name}: its weight is flat, as FullyShardedDataParallel leaves it; shard by torch's fully_shard instead"
-        )
     layout = "transposed" if is_hf_conv1d(module) else "conv" if op_type(module) == "Conv" else "linear"
     return Layer(name, module, weight, pattern, layout)
 
@@ -175,6 +171,7 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> list[list[La
     Raises:
         PruningError: a group without layers, a layer in two groups, or one that its pattern does not divide.
     """
+    check_wrappers(model)
     found_head = find_head(model)
     head = found_head[1] if found_head else None
     names = list(named_layers(model))

@@ -117,6 +117,20 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def check_wrappers(model: nn.Module) -> None:
+    """Raise PruningError for a model in FSDP1's wrapper, which has no weights of its layers but one flat tensor."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for name, module in model.named_modules():
+        if isinstance(module, FullyShardedDataParallel):
+            raise PruningError(
+                f"{name or 'model'}: is wrapped in FullyShardedDataParallel, which flattens weights; shard it by torch's "
+                "fully_shard instead"
+            )
+
+
 def count_zeros(tensor: Tensor) -> int:
     """Zeros in a tensor, over all processes that hold a part of it."""
     mine = local(tensor)

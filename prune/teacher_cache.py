@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class TeacherCache:
-    """Hidden states of all examples one after the other, without padding, and their logits.
+    """Hidden states of all examples one after the other, without padding, if there are any, and their logits.
 
     They lie on the device, where a batch is gathered without a wait for it; or, if they would take more than `limit`
     bytes, in a memory-mapped file that vanishes with the process.
@@ -45,25 +45,29 @@ class TeacherCache:
     def is_on_disk(self) -> bool:
         return self.hidden is not None and self._bytes(self.hidden) > self._limit
 
-    def put(self, index: Tensor, mask: Tensor, hidden: Tensor, logits: Tensor) -> None:
+    def put(self, index: Tensor, mask: Tensor, hidden: Tensor | None, logits: Tensor) -> None:
         """Keep the outputs of a batch.
 
         Args:
             index: int64 `[batch]`, which examples these are.
             mask: bool `[batch, tokens]`, False on padding.
-            hidden: `[batch, tokens, hidden]`.
+            hidden: `[batch, tokens, hidden]`, or None for all batches.
             logits: `[batch, classes]`.
         """
-        if self.hidden is None or self.logits is None:
-            self.hidden = self._storage(hidden)
+        if self.logits is None:
             self.logits = logits.new_zeros(len(self._starts), logits.shape[1])
-        self.hidden[self._places(index, mask)[mask].to(self.hidden.device)] = hidden[mask].to(self.hidden.device)
         self.logits[index] = logits
+        if hidden is None:
+            return
+        if self.hidden is None:
+            self.hidden = self._storage(hidden)
+        self.hidden[self._places(index, mask)[mask].to(self.hidden.device)] = hidden[mask].to(self.hidden.device)
 
-    def get(self, index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states `[batch, tokens, hidden]`, zero on padding, and logits `[batch, classes]`."""
-        assert self.hidden is not None
+    def get(self, index: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Hidden states `[batch, tokens, hidden]`, zero on padding, if there are any, and logits `[batch, classes]`."""
         assert self.logits is not None
+        if self.hidden is None:
+            return None, self.logits[index]
         places = self._places(index, mask).clamp_(min=0).to(self.hidden.device)
         return self.hidden[places].to(self.device) * mask[..., None], self.logits[index]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from trisparse import Pruner, PruningConfig, PruningError
 
@@ -42,6 +42,8 @@ def make_model():
 def spread(model, mode):
     if mode == "ddp":
         return nn.parallel.DistributedDataParallel(model)
+    if mode == "flat":
+        model[0] = FullyShardedDataParallel(model[0], device_id=torch.device("cpu"), use_orig_params=True)
     if mode == "fsdp":
         fully_shard(model[0])  # the rest in the root, which stays whole after an evaluation
         return fully_shard(model)
@@ -94,15 +96,12 @@ def run(case, mode, rank, world, folder, resume_from=None):
     }
 
 
-def refusals(mode):
+def refusals():
     """What sharding makes impossible, each with its message."""
     found = {}
-    for name, config in {
-        "cut": {"pattern": "8x1", "target_sparsity": 0.5},
-        "columns": {"pattern": "channelx1", "target_sparsity": 0.5},
-    }.items():
+    for name, mode, pattern in (("cut", "fsdp", "8x1"), ("columns", "fsdp", "channelx1"), ("flat", "flat", "4x1")):
         try:
-            Pruner(spread(make_model(), mode), PruningConfig(**WINDOW, **config))
+            Pruner(spread(make_model(), mode), PruningConfig(**WINDOW, pattern=pattern, target_sparsity=0.5))
         except PruningError as error:
             found[name] = str(error)
     return found
@@ -132,7 +131,7 @@ def main():
     for path in sys.argv[5:]:
         results[f"resumed {Path(path).stem}"] = run(Path(path).stem, mode, rank, world, folder, path)
     if mode == "fsdp":
-        results["refusals"] = refusals(mode)
+        results["refusals"] = refusals()
     if mode == "ddp":
         results["apart"] = disagree(rank)
     (folder / f"{rank}.json").write_text(json.dumps(results))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse.prune.distill import Teacher, distillation_loss, hidden_loss, logits_loss
+from trisparse import PruningError
+from trisparse.prune.distill import Teacher, distillation_loss, hidden_loss, last_hidden, logits_loss
 from trisparse.prune.teacher_cache import TeacherCache, free_bytes
 
 
@@ -36,6 +37,15 @@ def test_modes():
     assert logits > 0
 
 
+def test_hidden_states_are_those_of_the_last_layer_the_decoders_if_there_is_one():
+    first, last, mask = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.ones(2, 3)
+    assert last_hidden(SimpleNamespace(hidden_states=[first, last]), mask) is last
+    assert last_hidden(SimpleNamespace(decoder_hidden_states=[first, last]), mask) is last
+    for outputs in (SimpleNamespace(hidden_states=[first, last[:, :2]]), SimpleNamespace(hidden_states=None)):
+        with pytest.raises(PruningError, match="--distill_mode: the model has no last hidden state.*use logits"):
+            last_hidden(outputs, mask)
+
+
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,7 +56,7 @@ class Model(nn.Module):
         self.calls += 1
         hidden = self.embedding(input_ids)
         logits = (hidden * attention_mask[..., None]).sum(1)[:, :2]
-        return SimpleNamespace(hidden_states=[hidden], logits=logits)
+        return SimpleNamespace(hidden_states=[hidden] if output_hidden_states else None, logits=logits)
 
 
 def batch(rows, index, side="right"):
@@ -60,7 +70,7 @@ def batch(rows, index, side="right"):
 @pytest.mark.parametrize("limit", [None, 0], ids=["memory", "disk"])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_cache_serves_any_batch_by_example_index(side, limit, tmp_path):
-    teacher = Teacher(Model())
+    teacher = Teacher(Model(), "both")
     examples = {2: [1, 2, 3], 0: [4], 1: [5, 6]}
     cache = TeacherCache([1, 2, 3], torch.device("cpu"), tmp_path, limit)
     inputs, index = batch(list(examples.values()), list(examples), side)
@@ -71,11 +81,23 @@ def test_the_cache_serves_any_batch_by_example_index(side, limit, tmp_path):
     inputs, index = batch([examples[1], examples[2]], [1, 2], side)
     hidden, logits = teacher(inputs, index)
     assert teacher.model.calls == 1
-    want_hidden, want_logits = Teacher(teacher.model)(inputs, index)
+    want_hidden, want_logits = Teacher(teacher.model, "both")(inputs, index)
     mask = inputs["attention_mask"].bool()
     assert torch.equal(hidden[mask], want_hidden[mask])
     assert not hidden[~mask].any()
     assert torch.equal(logits, want_logits)
+
+
+def test_without_hidden_states_the_cache_keeps_logits():
+    teacher = Teacher(Model(), "logits")
+    inputs, index = batch([[1, 2], [3]], [1, 0])
+    none, want = teacher(inputs, index)
+    cache = TeacherCache([1, 2], torch.device("cpu"))
+    teacher.fill(cache, [{**inputs, "index": index}])
+    assert none is teacher(inputs, index)[0] is cache.hidden is None
+    assert torch.equal(teacher(inputs, index)[1], want)
+    assert torch.equal(cache.logits[index], want)
+    assert not cache.is_on_disk
 
 
 def test_processes_on_a_cpu_share_what_is_free(monkeypatch):
@@ -87,6 +109,6 @@ def test_processes_on_a_cpu_share_what_is_free(monkeypatch):
 
 
 def test_the_teacher_is_frozen():
-    teacher = Teacher(Model().train())
+    teacher = Teacher(Model().train(), "hidden")
     assert not teacher.model.training
     assert not any(p.requires_grad for p in teacher.model.parameters())

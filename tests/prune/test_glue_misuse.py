@@ -7,8 +7,10 @@ import torch
 
 from trisparse.prune.demo_data import write_task
 from trisparse.prune.glue import main
+from trisparse.prune.glue_models import check_capacity
 
 pytest.importorskip("transformers")
+from transformers import XLNetConfig, XLNetForSequenceClassification  # noqa: E402 (needs transformers)
 
 
 def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
@@ -147,6 +149,12 @@ def test_a_folder_that_is_a_link_to_another_disk(world, tmp_path, glue):
     glue(world, "init", "x", "--max_train_steps", "1", "--output_dir", str(tmp_path / "link"))
     assert {"all_results.json", "model.safetensors", "best"} <= {p.name for p in (tmp_path / "real").iterdir()}
     assert {p.name for p in tmp_path.iterdir()} == {"real", "link"}, "nothing is written beside the folder"
+
+
+def test_a_model_without_a_limit_takes_texts_of_any_length():
+    model = XLNetForSequenceClassification(XLNetConfig(vocab_size=9, d_model=4, n_layer=1, n_head=1, d_inner=4))
+    assert model.config.max_position_embeddings == -1
+    check_capacity("model_name_or_path", model, longest=10_000, largest_token=8)
 
 
 def test_models_that_cannot_take_the_data(world, tmp_path, capsys, argv):

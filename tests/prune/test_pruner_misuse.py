@@ -194,13 +194,6 @@ def test_a_weight_without_numbers_is_one_line(make, pattern):
         Pruner(nn.Sequential(make(), nn.Tanh()), PruningConfig(pattern=pattern, start_step=1, end_step=2))
 
 
-def test_a_flat_shard_is_one_line(make_mlp):
-    flat = make_mlp()
-    flat[0].weight = nn.Parameter(flat[0].weight.detach().flatten())
-    with pytest.raises(PruningError, match="0: its weight is flat.*torch's fully_shard"):
-        Pruner(flat, PruningConfig(**KEYS))
-
-
 def test_a_broken_state_is_one_line(make_mlp):
     with pytest.raises(PruningError, match="state: is no Pruner's state, it lacks config, layers"):
         Pruner(make_mlp(), PruningConfig(**KEYS)).load_state_dict({"version": 1})

@@ -46,6 +46,7 @@ def test_what_cannot_be_pruned_in_shards_says_so(runs):
     for rank in runs["fsdp", 2]:
         assert "0 (12 output rows on a process are no multiple of 8)" in rank["refusals"]["cut"]
         assert "shard_placement_fn that returns Shard(1)" in rank["refusals"]["columns"]
+        assert rank["refusals"]["flat"].startswith("0: is wrapped in FullyShardedDataParallel, which flattens weights")
 
 
 def test_copies_that_went_apart_stop_the_run(runs):
