@@ -45,9 +45,7 @@ def last_hidden(outputs: Any, attention_mask: Tensor) -> Tensor:
     return states[-1]
 
 
-def distillation_loss(
-    student: Any, teacher: tuple[Tensor | None, Tensor], attention_mask: Tensor, mode: str
-) -> Tensor:
+def distillation_loss(student: Any, teacher: tuple[Tensor | None, Tensor], attention_mask: Tensor, mode: str) -> Tensor:
     """Unweighted loss of mode `hidden`, `logits` or `both`.
 
     Args:
@@ -90,7 +88,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor], index: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Last hidden states `[batch, tokens, hidden]`, if wanted, and logits of a batch; `index` names its examples."""
+        """Last hidden states `[batch, tokens, hidden]` if wanted, and logits; `index` names the batch's examples."""
         if self._cache is None:
             return self._run(inputs)
         return self._cache.get(index, inputs["attention_mask"].bool())

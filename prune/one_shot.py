@@ -26,14 +26,17 @@ def prune_one_shot(
     model: nn.Module, batches: Iterable[Any], method: str = "wanda", *,
     progress: Callable[[str], None] = lambda text: None, **keys: Any,
 ) -> SparsityReport:  # fmt: skip
-    """Prune a model without training, in place, block by block on calibration data.
+    """Prune a model's linear layers without training, in place, block by block on calibration data.
 
     `wanda` zeroes weights by |W| · ‖X‖ (arXiv 2306.11695); `sparsegpt` also changes the weights that stay, so that
-    each layer's outputs change least (arXiv 2301.00774). Both see inputs as the blocks already pruned give them.
+    each layer's outputs change least (arXiv 2301.00774). Both see inputs as the blocks already pruned give them: the
+    batches go through the whole model once, and for each block through all before it, which for many blocks is half as
+    many forwards as there are blocks.
 
     Args:
-        model: of blocks in an `nn.ModuleList`, as transformers' are, or small enough to be one block.
-        batches: of the model's forward, keywords or positions; some 128 texts of 2048 tokens are usual.
+        model: its blocks are the elements of an `nn.ModuleList`, as transformers' are; layers in none come one by one.
+        batches: keywords or positions of the model's forward; some 128 texts of 2048 tokens are usual. Tokens that an
+            `attention_mask` hides do not count. All are held in memory, and so is a CPU copy of the pruned weights.
         method: `wanda` or `sparsegpt`.
         progress: is told which block is at work.
         **keys: those of `PruningConfig`: a `pattern`, `N:M` or `1x1`, `target_sparsity` for 1x1, `excluded_op_names`.
@@ -42,7 +45,8 @@ def prune_one_shot(
         The report that `Pruner.report` gives.
 
     Raises:
-        PruningError: an argument that does not fit, before any weight is changed, or inputs that are not finite.
+        PruningError: an argument that does not fit, or layers that see no input or such as are not finite; the weights
+            are as they were, after any error.
     """
     if method not in METHODS:
         raise PruningError(f"method: want {' or '.join(METHODS)}, got {method!r}")
@@ -50,6 +54,8 @@ def prune_one_shot(
     if refused:
         raise PruningError(f"{min(refused)}: prune_one_shot prunes once, each layer alike; leave it out")
     keys = {"pruning_op_types": ["Linear"], **keys}
+    if keys["pruning_op_types"] != ["Linear"]:
+        raise PruningError(f"pruning_op_types: want ['Linear'] for {method}, got {keys['pruning_op_types']!r}")
     (group,) = (config := PruningConfig(pruning_type="magnitude", start_step=0, end_step=0, **keys)).groups
     pattern = group.pattern
     if not pattern.is_nm and (pattern.n, pattern.m) != (1, 1):

@@ -126,8 +126,8 @@ def check_wrappers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, FullyShardedDataParallel):
             raise PruningError(
-                f"{name or 'model'}: is wrapped in FullyShardedDataParallel, which flattens weights; shard it by torch's "
-                "fully_shard instead"
+                f"{name or 'model'}: is wrapped in FullyShardedDataParallel, which flattens weights; shard it by "
+                "torch's fully_shard instead"
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trisparse.prune.errors import PruningError
 from trisparse.prune.layers import Layer
 from trisparse.prune.patterns import Pattern
 from trisparse.sparse_ops import nm_mask, select_units
@@ -17,7 +16,8 @@ _DAMPING = 0.01  # of the Hessian's mean diagonal
 class SparseGPT:
     """Least squares on the layer's own inputs, H = X Xᵀ; Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1.
 
-    A weight costs w² / [H⁻¹]²; 1x1 chooses over blocks of 128 columns, N:M within its groups when they are reached.
+    A weight costs w² / [H⁻¹]², or nothing where an input is always zero. 1x1 chooses over blocks of 128 columns, N:M
+    within its groups when they are reached.
 
     Args:
         pattern: `N:M` or `1x1`.
@@ -34,25 +34,22 @@ class SparseGPT:
         self._hessians[layer.name] = self._hessians.get(layer.name, 0) + x.t() @ x
 
     def prune(self, layer: Layer) -> None:
-        """Zero weights of a layer and change the others, in place.
-
-        Raises:
-            PruningError: inputs that were not finite.
-        """
+        """Zero weights of a layer and change the others, in place."""
         weight = layer.view.float().clone(memory_format=torch.contiguous_format)
-        factor = self._factor(layer)
+        factor, live = self._factor(layer)
         m = self.pattern.m if self.pattern.is_nm else 1
         width = max(_COLUMNS // m, 1) * m
         for start in range(0, weight.shape[1], width):
             stop = min(start + width, weight.shape[1])
-            part, inverse = weight[:, start:stop].clone(), factor[start:stop, start:stop]
+            part, inverse, alive = weight[:, start:stop].clone(), factor[start:stop, start:stop], live[start:stop]
+            precision = alive / inverse.diagonal().square()
             errors = torch.zeros_like(part)
             keep = torch.ones_like(part, dtype=torch.bool)
             if not self.pattern.is_nm:
-                keep = self._lowest_gone(part.square() / inverse.diagonal().square())
+                keep = self._lowest_gone(part.square() * precision)
             for i in range(stop - start):
                 if self.pattern.is_nm and i % m == 0:
-                    cost = part[:, i : i + m].square() / inverse.diagonal()[i : i + m].square()
+                    cost = part[:, i : i + m].square() * precision[i : i + m]
                     keep[:, i : i + m] = nm_mask(cost, self.pattern.n, m)
                 kept = part[:, i].where(keep[:, i], 0)
                 errors[:, i] = (part[:, i] - kept) / inverse[i, i]
@@ -62,15 +59,15 @@ class SparseGPT:
             weight[:, stop:] -= errors @ factor[start:stop, stop:]
         layer.view.copy_(weight)
 
-    def _factor(self, layer: Layer) -> Tensor:
-        """Upper Cholesky factor of the inverse of the damped Hessian."""
+    def _factor(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Upper Cholesky factor of the inverse of the damped Hessian, and which inputs are not always zero."""
         hessian = self._hessians.pop(layer.name)
         diagonal = hessian.diagonal()
-        if not bool(torch.isfinite(diagonal).all()):
-            raise PruningError(f"{layer.name}: its inputs were not finite; calibrate in bfloat16 or float32")
-        diagonal[diagonal == 0] = 1  # inputs that are always zero: any weight there will do
-        diagonal += _DAMPING * diagonal.mean()
-        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+        live = diagonal != 0
+        damping = _DAMPING * diagonal.sum() / live.sum().clamp(min=1)
+        diagonal[~live] = 1
+        diagonal += damping
+        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True), live
 
     def _lowest_gone(self, cost: Tensor) -> Tensor:
         cost = cost.contiguous()

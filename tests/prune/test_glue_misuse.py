@@ -10,7 +10,7 @@ from trisparse.prune.glue import main
 from trisparse.prune.glue_models import check_capacity
 
 pytest.importorskip("transformers")
-from transformers import XLNetConfig, XLNetForSequenceClassification  # noqa: E402 (needs transformers)
+from transformers import XLNetConfig, XLNetForSequenceClassification
 
 
 def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
