@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers import exact
 from trisparse.prune.masked_adamw import MaskedAdamW
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ class Attachment:
         self._steps_seen = 0
         self._skips = False
         held = self._learning_rates()
-        missing = [layer.name for layer in pruner.layers if id(layer.weight) not in held]
+        missing = [layer for layer in pruner.layers if id(layer.weight) not in held]
         if missing:
+            frozen = [exact(layer.name) for layer in missing if not layer.weight.requires_grad]
             raise PruningError(
-                f"attach: {type(self._optimizer).__name__} does not hold {', '.join(missing)}; "
-                "build it over the parameters of the model that the Pruner was given"
+                f"attach: {type(self._optimizer).__name__} does not hold {', '.join(layer.name for layer in missing)}; "
+                + (
+                    f"add to excluded_op_names those that are frozen: {frozen}"
+                    if frozen
+                    else "build it over the parameters of the model that the Pruner was given"
+                )
             )
         self._check_alone()
         if isinstance(self._optimizer, MaskedAdamW):

@@ -239,6 +239,8 @@ class Pruner:
         Raises:
             PruningError: the state is of another config or another model.
         """
+        if not isinstance(state, dict):
+            raise PruningError(f"state: want what state_dict gave, got a {type(state).__name__}")
         mine = self.state_dict()
         if state.get("version") != _STATE_VERSION:
             raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")

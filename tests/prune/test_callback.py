@@ -1,6 +1,7 @@
 """Pruning inside transformers' Trainer: its steps, its checkpoints, and resuming as if it had never stopped."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,28 @@ class StopAt(transformers.TrainerCallback):
         control.should_training_stop |= state.global_step >= self.step
 
 
+class Later(transformers.TrainerCallback):
+    """Looks at what the log tells callbacks."""
+
+    def __init__(self):
+        self.sparsity = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.sparsity.append(logs["sparsity"])
+
+
+class Skip(transformers.TrainerCallback):
+    """Skips the third step, as a loss scaler does after an overflow."""
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+        if state.global_step == 2:
+            optimizer.step = lambda: None
+
+    def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
+        vars(optimizer).pop("step", None)
+
+
 @pytest.fixture
 def trainer(tmp_path):
     """A Trainer over a tiny BERT on made-up sentences, twelve steps long."""
@@ -49,11 +72,14 @@ def trainer(tmp_path):
 
 def test_prunes_and_reports(trainer):
     running, callback = trainer()
+    later = Later()
+    running.add_callback(later)
     running.train()
     assert callback.pruner.step_count == 12
     assert callback.report.complete
     assert callback.report.pruned_layers == pytest.approx(0.75, abs=1e-3)
     history = [row["sparsity"] for row in running.state.log_history if "loss" in row]
+    assert history == later.sparsity
     assert history[0] < 0.75 == pytest.approx(history[-1], abs=1e-3)
     assert not running.optimizer.optimizer._optimizer_step_pre_hooks
 
@@ -107,7 +133,71 @@ def test_a_checkpoint_without_its_pruner_is_refused(trainer, tmp_path):
     assert "checkpoint-10/pruner.pt: is missing, so pruning cannot go on from step 10" in refusal("out")
 
 
+def test_a_damaged_state_is_one_line(trainer, tmp_path):
+    trainer()[0].train()
+    checkpoint = tmp_path / "out" / "checkpoint-10"
+    for write in (lambda path: path.write_bytes(b"xx"), lambda path: torch.save([1], path)):
+        write(checkpoint / "pruner.pt")
+        running, callback = trainer()
+        with pytest.raises(PruningError, match=r"checkpoint-10/pruner.pt: is damaged: \w+"):
+            running.train(resume_from_checkpoint=str(checkpoint))
+        assert callback.pruner is None
+
+
+def test_steps_that_were_skipped_do_not_count(trainer, tmp_path):
+    first, callback = trainer()
+    first.add_callback(Skip())
+    first.train()
+    assert (first.state.global_step, callback.pruner.step_count) == (12, 11)
+    second, resumed = trainer()
+    second.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
+    assert resumed.pruner.step_count == 11
+    for a, b in zip(callback.pruner.masks().values(), resumed.pruner.masks().values(), strict=True):
+        assert torch.equal(a, b)
+    late, callback = trainer(config=CONFIG | {"end_step": 12})
+    late.add_callback(Skip())
+    with pytest.warns(UserWarning, match="end_step: the loss scaler skipped 1 of 12 steps.*want at most 11"):
+        late.train()
+    assert not callback.report.complete
+
+
+def test_a_training_that_broke_off_can_begin_anew(trainer):
+    class Interrupt(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise KeyboardInterrupt
+
+    running, callback = trainer()
+    interrupt = Interrupt()
+    running.add_callback(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        running.train()
+    running.remove_callback(interrupt)
+    running.train(resume_from_checkpoint=True)
+    assert callback.report.complete
+    assert callback.pruner.step_count == 12
+
+
+def test_another_models_log_has_no_sparsity(trainer):
+    running, callback = trainer()
+    running.train()
+    other, _ = trainer("other", callback=callback, eval_strategy="no")
+    other.evaluate(other.train_dataset)
+    assert "sparsity" not in other.state.log_history[-1]
+
+
 def test_misuse(trainer):
+    with pytest.raises(PruningError, match="config: want a PruningConfig, got dict"):
+        PruningCallback(CONFIG)
+    running, _ = trainer()
+    running.model.bert.encoder.requires_grad_(False)
+    with pytest.raises(
+        PruningError, match=r"attach: AdamW does not hold .*excluded_op_names those that are frozen: \["
+    ):
+        running.train()
+    running, callback = trainer()
+    with pytest.raises(PruningError, match="save_strategy: want 'no' in hyperparameter_search, got 'steps'"):
+        callback.on_train_begin(running.args, SimpleNamespace(max_steps=12, is_hyper_param_search=True), None)
     with pytest.raises(PruningError, match="end_step: want at most 6, the steps that the Trainer makes, got 8"):
         trainer(max_steps=6)[0].train()
     with pytest.raises(PruningError, match="load_best_model_at_end: want False"):
