@@ -19,6 +19,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device"))
 
 
+@pytest.fixture(autouse=True)
+def one_precision():
+    """accelerate takes one precision a process, and keeps that of the first test that has one."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def device():
     """Where kernels run: a GPU if there is one, else the CPU under Triton's interpreter."""

@@ -119,16 +119,7 @@ def test_a_cpu_stays_dense(pruned):
     assert cooldown.note() == "sparse_cooldown: 0 of 2 layers with 2:4 masks trained packed; dense is faster here"
 
 
-@pytest.fixture
-def other_precision():
-    """accelerate takes one precision a process."""
-    state = pytest.importorskip("accelerate.state").AcceleratorState
-    state._reset_state(reset_partial_state=True)
-    yield
-    state._reset_state(reset_partial_state=True)
-
-
-def test_a_glue_run(world, glue, weights, monkeypatch, other_precision):
+def test_a_glue_run(world, glue, weights, monkeypatch):
     plain = glue(world, "dense", "plain-cooldown", *FLAGS)
     honest = glue(world, "dense", "honest-cooldown", *FLAGS, "--sparse_cooldown")
     assert any("0 of 12 layers with 2:4 masks trained packed; dense is faster" in note for note in honest["notes"])
