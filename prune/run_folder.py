@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from trisparse.prune.glue_output import HISTORY, RESULTS, SPARSITY
 
 # shapes of JSON: a tuple of types, a list of one shape, or a mapping; a mapping from `str` has any keys
 _NUMBER = (int, float)
+_METRIC = (float, int)  # may be NaN, as a correlation with a constant is
 _TEXT = (str,)
-_METRICS = {str: _NUMBER}
+_METRICS = {str: _METRIC}
+_LARGEST = 2**53  # that a picture can tell from its neighbours
 _RESULTS = {
     "task": _TEXT, "pattern": _TEXT, "target_sparsity": (int, float, list), "eval": _METRICS,
     "best_eval": (dict, NoneType), "teacher_eval": _METRICS,
@@ -82,21 +85,25 @@ def read_run(folder: Path) -> Run:
         raise PruningError(f"{folder}: holds no {RESULTS}; want the output_dir of a trisparse-glue run that has ended")
     results = _read(folder / RESULTS, _RESULTS)
     metrics = list(results["eval"])
+    if not metrics:
+        raise PruningError(f"{folder / RESULTS}: is damaged: eval: want at least one metric, got none")
     if "start_step" in results["steps"]:
         _check(results["steps"], _WINDOW, f"{folder / RESULTS}: is damaged: steps")
     for key in ("best_eval", "teacher_eval"):
         if results[key]:
-            _check(results[key], dict.fromkeys(metrics, _NUMBER), f"{folder / RESULTS}: is damaged: {key}")
+            _check(results[key], dict.fromkeys(metrics, _METRIC), f"{folder / RESULTS}: is damaged: {key}")
     history = _read(folder / HISTORY, _HISTORY)
     where = f"{folder / HISTORY}: is damaged: "
     for key in ("steps", "evals"):
         if not history[key]:
             raise PruningError(f"{where}{key}: want at least one, got none")
-    _check(history["evals"], [dict.fromkeys(metrics, _NUMBER)], f"{where}evals")
+        _check_rising([row["step"] for row in history[key]], f"{where}{key}")
+    _check(history["evals"], [dict.fromkeys(metrics, _METRIC)], f"{where}evals")
     masks = history.get("masks")
     if masks is not None:
         _check(history["steps"], [{"flips": (int,)}], f"{where}steps")
         _check(masks, _MASKS, f"{where}masks")
+        _check_rising(masks["steps"], f"{where}masks")
         wide, high = len(masks["layers"]), len(masks["steps"])
         lengths = {len(masks["weights"]), *map(len, masks["pruned"])}
         if lengths != {wide} or len(masks["pruned"]) != high or not (wide and high):
@@ -118,12 +125,20 @@ def _read(path: Path, shape: Any) -> dict[str, Any]:
     return value
 
 
+def _check_rising(steps: list[int], where: str) -> None:
+    if any(after <= before for before, after in itertools.pairwise([-1, *steps])):
+        raise PruningError(f"{where}: want steps that rise, got {json.dumps(steps)[:40]}")
+
+
 def _check(value: Any, shape: Any, where: str) -> None:
     """Raise PruningError if a value read from JSON does not have a shape."""
     if isinstance(shape, tuple):
         if not isinstance(value, shape) or (isinstance(value, bool) and bool not in shape):
             want = " or ".join(kind.__name__ for kind in shape)
             raise PruningError(f"{where}: want {want}, got {json.dumps(value)[:40]}")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not abs(value) < _LARGEST and not (shape == _METRIC and value != value):
+            raise PruningError(f"{where}: want a number below 2^53, got {json.dumps(value)[:40]}")
     elif isinstance(shape, list):
         _check(value, (list,), where)
         for index, item in enumerate(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,8 @@ def report(args: argparse.Namespace) -> None:
         if len(folders) > 1:
             raise PruningError("--output: missing; with several folders, name the file to write")
         output = folders[0] / PAGE
+    if not output.name or output.is_dir():
+        raise PruningError(f"--output: want a file to write, got {str(output)!r}")
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
             raise PruningError(f"{package} is not installed, and the page needs it; pip install 'trisparse[plot]'")
@@ -52,7 +55,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def make_page(runs: Sequence[Run]) -> str:
-    """The page as text. Every string of a run is escaped."""
+    """The page as text. Every string of a run is escaped; of a path that is no Unicode, `?` stands for what is not."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -61,7 +64,8 @@ def make_page(runs: Sequence[Run]) -> str:
     )  # fmt: skip
     title = f"{runs[0].name}: {_headline(runs[0])}" if len(runs) == 1 else f"{len(runs)} runs"
     sections = [_section(run) for run in runs]
-    return environment.get_template("run.html").render(title=title, runs=sections)
+    text = environment.get_template("run.html").render(title=title, runs=sections)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _section(run: Run) -> dict[str, Any]:
@@ -167,7 +171,7 @@ def _metric(run: Run, metric: str) -> dict[str, str]:
 
 def _drop(value: float, teacher: float | None) -> str:
     """How far below the teacher, as a share of the teacher's value."""
-    if not teacher:
+    if not teacher or not math.isfinite(value) or not math.isfinite(teacher):
         return "-"
     change = (value - teacher) / abs(teacher)
     return "the same" if change == 0 else f"{abs(change):.2%} {'lower' if change < 0 else 'higher'}"

@@ -231,6 +231,17 @@ def test_edges_of_numbers(make_run, page):
     assert ["training time", "3.21 s, 0.01 steps a second"] in shown.rows
 
 
+def test_metrics_that_are_no_numbers(make_run, page):
+    nan = float("nan")
+    shown = page(make_run(eval={"accuracy": nan, "f1": 0.5}, teacher_eval={"accuracy": 0.8, "f1": nan}))
+    assert ["accuracy", "nan", "0.8200", "0.8000", "-", "2.50% higher"] in shown.rows
+    assert ["f1", "0.5000", "0.8800", "nan", "-", "-"] in shown.rows
+
+
+def test_a_path_that_is_no_unicode(make_run, page):
+    assert ["model", "m?"] in page(make_run(arguments={"model_name_or_path": "m\udcff"})).rows
+
+
 def cut(text):
     return text[: len(text) // 2]
 
@@ -253,6 +264,12 @@ def cut(text):
         ("history", lambda text: text.replace('"f1"', '"f2"'), "is damaged: evals: 0: f1 is missing"),
         ("history", lambda text: text.replace("[4096, 4000]", "[4096]"), "masks: want 3 rows of 2 layers, got lengths [1, 2]"),
         ("history", lambda text: '{"steps": [], "evals": []}', "is damaged: steps: want at least one, got none"),
+        ("history", lambda text: text.replace('"loss": 0.1', '"loss": NaN'), "is damaged: steps: 0: loss: want a number below 2^53, got NaN"),
+        ("history", lambda text: text.replace("3601", "1" + 30 * "0"), "is damaged: masks: pruned: 2: 1: want a number below 2^53"),
+        ("history", lambda text: text.replace('"step": 10,', '"step": 20,'), "is damaged: steps: want steps that rise, got [20, 20, 30, 40]"),
+        ("history", lambda text: text.replace("[0, 10, 30]", "[0, 30, 10]"), "is damaged: masks: want steps that rise, got [0, 30, 10]"),
+        ("all_results", lambda text: text.replace("3725.0", "Infinity"), "train_seconds: want a number below 2^53, got Infinity"),
+        ("all_results", lambda text: text.replace('{"accuracy": 0.78, "f1": 0.84}', "{}", 1), "eval: want at least one metric, got none"),
         ("all_results", lambda text: text.replace('"device"', '"divice"'), "all_results.json: is damaged: device is missing"),
         ("all_results", lambda text: text.replace('"end_step"', '"end"'), "all_results.json: is damaged: steps: end_step is missing"),
         ("all_results", lambda text: text.replace('"accuracy": 0.82', '"acc": 0.82'), "is damaged: best_eval: accuracy is missing"),
@@ -286,6 +303,9 @@ def test_other_mistakes(make_run, tmp_path, capsys, monkeypatch):
         assert capsys.readouterr().err == f"trisparse: {message}\n"
 
     refused("--output: missing; with several folders, name the file to write", folder, folder)
+    refused("--output: want a file to write, got '.'", folder, "--output", ".")
+    refused("--output: want a file to write, got '/'", folder, "--output", "/")
+    refused(f"--output: want a file to write, got '{tmp_path}'", folder, "--output", tmp_path)
     nowhere = tmp_path / "no" / "page.html"
     refused(f"--output: {nowhere} can't be written to: No such file or directory", folder, "--output", nowhere)
     monkeypatch.setattr("trisparse.prune.run_page.find_spec", lambda name: name != "matplotlib" or None)
