@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -117,9 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true", help="such as bf16-mixed; 16-mixed needs a GPU")
     parser.add_argument("--accumulate", type=int, default=1, help="batches an optimizer step")
     args = parser.parse_args(argv)
+    if args.resume and not Path(args.resume).is_file():
+        parser.error(f"--resume: {args.resume} is no checkpoint")
     settings = {"precision": args.precision, "accumulate_grad_batches": args.accumulate}
     _, pruning = train(args.out, args.resume, accelerator="auto", devices=1, **settings)
-    print(pruning.report)
+    print(pruning.report or f"{args.resume} is of a training that has ended")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def accuracy(model: nn.Module) -> float:
 
 def train(checkpoint: Path | None = None, epochs: int = EPOCHS) -> tuple[nn.Module, SparsityReport]:
     """Train and prune, going on from the checkpoint if there is one; stop after this many epochs."""
+    if checkpoint:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     # pruned from step 16 on; masks stay for the last two epochs
@@ -55,6 +57,8 @@ def train(checkpoint: Path | None = None, epochs: int = EPOCHS) -> tuple[nn.Modu
         for name, part in parts.items():
             part.load_state_dict(state[name])
         first = state["epoch"]
+    if first >= epochs:
+        return model, pruner.report()
     with pruner.attach(optimizer):
         for epoch in range(first, epochs):
             for x, y in make_batches(100 + epoch, BATCHES):

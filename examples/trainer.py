@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from trisparse import PruningCallback, PruningConfig
 
@@ -60,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--fp16", action="store_true", help="needs a GPU")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    _, callback = train(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    if arguments.resume and get_last_checkpoint(arguments.output_dir) is None:
+        parser.error(f"--resume: {arguments.output_dir} holds no checkpoint")
+    _, callback = train(arguments)
     print(callback.report)
 
 

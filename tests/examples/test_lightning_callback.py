@@ -148,4 +148,10 @@ def test_a_checkpoint_without_the_pruner_is_refused(lightning, train, tmp_path):
 def test_the_command_line(lightning, tmp_path, capsys):
     lightning.main(["--out", str(tmp_path), "--precision", "bf16-mixed", "--accumulate", "2"])
     assert "pruned layers 0.7500" in capsys.readouterr().out
-    assert (tmp_path / "last.ckpt").is_file()
+    last = tmp_path / "last.ckpt"
+    assert last.is_file()
+    lightning.main(["--out", str(tmp_path), "--resume", str(last)])
+    assert f"{last} is of a training that has ended" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        lightning.main(["--out", str(tmp_path), "--resume", str(tmp_path / "no.ckpt")])
+    assert "no.ckpt is no checkpoint" in capsys.readouterr().err

@@ -16,7 +16,7 @@ def test_it_learns_prunes_and_resumes(plain, tmp_path, capsys):
     assert report.pruned_layers == 0.5
     assert report.head == "6"
     assert plain.accuracy(whole) > 0.85
-    file = tmp_path / "plain.pt"
+    file = tmp_path / "new" / "plain.pt"
     plain.train(file, epochs=3)
     capsys.readouterr()
     plain.main(["--checkpoint", str(file)])
@@ -25,4 +25,8 @@ def test_it_learns_prunes_and_resumes(plain, tmp_path, capsys):
     assert "pruned layers 0.5000" in text
     resumed = torch.load(file, weights_only=True)["model"]
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.state_dict().items())
-    assert [path.name for path in tmp_path.iterdir()] == ["plain.pt"]
+    assert [path.name for path in file.parent.iterdir()] == ["plain.pt"]
+    plain.main(["--checkpoint", str(file)])
+    text = capsys.readouterr().out
+    assert "epoch" not in text, "it had ended"
+    assert "pruned layers 0.5000" in text

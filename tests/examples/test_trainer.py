@@ -11,6 +11,10 @@ pytest.importorskip("transformers")
 def test_it_prunes_and_resumes(example, tmp_path, capsys):
     trainer = example("trainer")
     flags = ["--output_dir", str(tmp_path / "out"), "--bf16", "--gradient_accumulation_steps", "2"]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit):
+        trainer.main([*flags, "--resume"])
+    assert f"--resume: {tmp_path / 'out'} holds no checkpoint" in capsys.readouterr().err
     trainer.main(flags)
     text = capsys.readouterr().out
     assert "pruned layers 0.7500" in text
