@@ -143,7 +143,7 @@ def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str],
         raise PruningError(f"--resume_from_checkpoint: {path} is of a run on other data; give the same examples")
     if set(state["parts"]) != parts:
         raise PruningError(f"--resume_from_checkpoint: {path} is of another kind of run")
-    if step >= total_steps:
+    if step >= total_steps and (path.parent / RESULTS).exists():  # else its results are to be written still
         raise PruningError(f"--resume_from_checkpoint: that run ended at step {step} of {total_steps}; nothing is left")
     return state
 
