@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from trisparse.prune.glue_args import parse_arguments
+
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "glue_recipes.py"
 
@@ -35,6 +37,14 @@ def run(row, seed, dense, sparse):
     return {"row": row, "seed": seed, "encoder": "e", **kinds}
 
 
+def test_a_run_that_was_cut_short_meets_nothing(recipes):
+    short = run("bert-mini-mrpc-4x1", 1, 1.0, 1.0)
+    assert recipes.summary(short["row"], [short])["verdict"] == "met"
+    for key in ("complete", "pattern_verified"):
+        broken = short | {"sparse": short["sparse"] | {key: False}}
+        assert recipes.summary(short["row"], [short, broken])["verdict"] == "not complete"
+
+
 @pytest.mark.parametrize(
     ("row", "sparse", "verdict"),
     [
@@ -60,17 +70,22 @@ def test_best_is_compared_with_best_over_seeds(recipes):
 
 
 def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, monkeypatch, capsys):
-    made = []
+    made, never = [], {"best_eval": None}
 
     def run_glue(recipe, folder, flags, until):
         made.append((recipe, folder.parent.name, flags))
-        return result("mrpc", 0.85, **SPARSE)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "all_results.json").write_text("{}")
+        return result("mrpc", 0.85, **SPARSE, **never if recipe.endswith("mixed") else {})
 
     monkeypatch.setattr(recipes, "run_glue", run_glue)
     out = tmp_path / "rows.json"
-    for row, seed in (("bert-mini-mrpc-2-4", "1"), ("bert-mini-mrpc-4x1", "1"), ("bert-mini-mrpc-4x1", "1")):
+    for row, seed in (
+        ("bert-mini-mrpc-2-4", "1"), ("bert-mini-mrpc-4x1", "1"), ("bert-mini-mrpc-4x1", "1"), ("bert-mini-mrpc-mixed", "1"),
+    ):  # fmt: skip
         monkeypatch.setattr("sys.argv", [
             "glue_recipes.py", "--rows", row, "--seeds", seed, "--out", str(out), "--minilm", "/enc", "--data", "/data",
+            "--runs", str(tmp_path),
         ])  # fmt: skip
         recipes.main()
     content = json.loads(out.read_text())
@@ -79,6 +94,7 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
         ("bert-mini-mrpc-4x1", "all-MiniLM-L6-v2"),
     ]
     assert content["runs"][0]["arguments"]["sparse"] == {"learning_rate": 1e-3}, "no path of this machine"
+    assert "bert-mini-mrpc-mixed: left out, for it was never evaluated after" in capsys.readouterr().out
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     (dense, _, dense_flags), (sparse, _, sparse_flags) = made[:2]
     assert (dense, sparse) == ("minilm-mrpc-dense", "minilm-mrpc-2-4")
@@ -91,7 +107,34 @@ def test_the_readme_has_the_table(recipes):
     assert recipes.table(runs) in (SCRIPT.parents[1] / "README.md").read_text()
 
 
-def test_a_run_that_has_ended_is_read_and_a_spent_budget_starts_none(recipes, tmp_path):
-    (tmp_path / "all_results.json").write_text('{"a": 1}')
-    assert recipes.run_glue("bert-mini-mrpc-2-4", tmp_path, [], until=0.0) == {"a": 1}
-    assert recipes.run_glue("bert-mini-mrpc-2-4", tmp_path / "new", [], until=0.0) is None
+@pytest.fixture
+def ended(tmp_path):
+    """The folder of a run that has ended, with the flags that it was made with."""
+    flags = ["--mixed_precision", "bf16", "--model_name_or_path", "m"]
+    words = ["--recipe", "bert-mini-mrpc-2-4", *flags, "--output_dir", str(tmp_path)]
+    text = json.dumps({"arguments": parse_arguments(words).to_dict()})
+    (tmp_path / "all_results.json").write_text(text)
+    return tmp_path, flags
+
+
+def test_a_run_that_has_ended_is_read_and_a_spent_budget_starts_none(recipes, ended):
+    folder, flags = ended
+    assert "arguments" in recipes.run_glue("bert-mini-mrpc-2-4", folder, [*flags, "--dataset_dir", str(folder)], until=0.0)
+    assert recipes.run_glue("bert-mini-mrpc-2-4", folder / "new", flags, until=0.0) is None
+
+
+def test_a_run_of_other_flags_is_not_taken_for_the_one_asked_for(recipes, ended):
+    folder, flags = ended
+    message = r"--runs: .*all_results.json is of a run with --mixed_precision bf16, not no; give another folder"
+    with pytest.raises(SystemExit, match=message):
+        recipes.run_glue("bert-mini-mrpc-2-4", folder, flags[2:], until=0.0)
+
+
+def test_a_run_goes_on_from_wherever_it_was_stopped(recipes, tmp_path, capsys):
+    for file, flag in (
+        (".saving", "--overwrite_output_dir"),
+        ("checkpoint.pt", f"--resume_from_checkpoint {tmp_path}"),
+    ):
+        (tmp_path / file).write_text("")
+        recipes.run_glue("bert-mini-mrpc-2-4", tmp_path, [], until=0.0)
+        assert f"--output_dir {tmp_path} {flag}\n" in capsys.readouterr().out
