@@ -153,7 +153,8 @@ def main() -> None:
         data = DataArguments(task_name=args.task_name, dataset_dir=str(args.data))
         texts = len(load_splits(data, find_task(args.task_name))["train"])
         total = args.epochs * -(-texts // args.batch)
-        content["trained"] = {"plain": plain(args, total, total // 3), "ours": ours(args, total, args.epochs / 3)}
+        ends = {"plain": plain(args, total, total // 3), "ours": ours(args, total, args.epochs / 3)}
+        content["trained"] = {kind: end["eval"] for kind, end in ends.items()}
     atomic_write(args.out, json.dumps(content, indent=1) + "\n")
     print(json.dumps(content, indent=1))
 
