@@ -26,7 +26,7 @@ def test_the_readme_names_flags_and_keys_that_exist():
 
     flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "nproc_per_node"}
-    flags |= {"data", "minilm", "rows", "seeds"}
+    flags |= {"data", "minilm", "rows", "seeds", "epochs"}
     assert set(re.findall(r"--([a-z_]+)", README)) <= flags
     table = README.split("## Configuration")[1].split("## Coming")[0]
     keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
@@ -73,3 +73,6 @@ def test_the_readme_numbers_are_those_of_its_files():
     text = " ".join(README.split())
     assert f"{loop['times_faster']:.2f} times as many: {ours:.2f} steps a second against {plain:.2f}" in text
     assert f"rounds gave {', '.join(f'{ratio:.2f}' for ratio in loop['ratios'])}" in text
+    plain, ours = (loop["trained"][kind] for kind in ("plain", "ours"))
+    said = f"the plain loop ends at an accuracy of {plain['accuracy']:.4f} and an F1 of {plain['f1']:.4f}"
+    assert f"{said}, ours at {ours['accuracy']:.4f} and {ours['f1']:.4f}" in text
