@@ -68,8 +68,7 @@ class PruningCallback(TrainerCallback):
             )
         if state.is_hyper_param_search and args.save_strategy != "no":
             raise PruningError(
-                f"save_strategy: want 'no' in hyperparameter_search, got {args.save_strategy.value!r}; the Trainer "
-                "does not say where its checkpoints are"
+                "save_strategy: want 'no' in hyperparameter_search, whose checkpoints the Trainer does not name"
             )
         model = kwargs["model"]
         # it comes without the wrapper that would tell the Pruner of the other processes

@@ -119,7 +119,9 @@ def ended(tmp_path):
 
 def test_a_run_that_has_ended_is_read_and_a_spent_budget_starts_none(recipes, ended):
     folder, flags = ended
-    assert "arguments" in recipes.run_glue("bert-mini-mrpc-2-4", folder, [*flags, "--dataset_dir", str(folder)], until=0.0)
+    assert "arguments" in recipes.run_glue(
+        "bert-mini-mrpc-2-4", folder, [*flags, "--dataset_dir", str(folder)], until=0.0
+    )
     assert recipes.run_glue("bert-mini-mrpc-2-4", folder / "new", flags, until=0.0) is None
 
 
