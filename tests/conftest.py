@@ -19,12 +19,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device"))
 
 
+@pytest.fixture(scope="session")
+def forget_precision():
+    """accelerate takes one precision a process, that of the first run; make it forget."""
+
+    def forget():
+        if state := sys.modules.get("accelerate.state"):
+            state.AcceleratorState._reset_state(reset_partial_state=True)
+
+    return forget
+
+
 @pytest.fixture(autouse=True)
-def one_precision():
-    """accelerate takes one precision a process, and keeps that of the first test that has one."""
+def any_precision(forget_precision):
+    """No test's precision depends on the tests before it."""
     yield
-    if state := sys.modules.get("accelerate.state"):
-        state.AcceleratorState._reset_state(reset_partial_state=True)
+    forget_precision()
 
 
 @pytest.fixture

@@ -58,12 +58,16 @@ def argv():
 
 
 @pytest.fixture(scope="session")
-def glue(argv):
+def glue(argv, forget_precision):
     """Make such a run; its results."""
     from trisparse.prune.glue import run
     from trisparse.prune.glue_args import parse_arguments
 
-    return lambda root, model, out, *flags: run(parse_arguments(argv(root, model, out, *flags)))
+    def make(root, model, out, *flags):
+        forget_precision()  # of a run in the same test, or in the set-up of one
+        return run(parse_arguments(argv(root, model, out, *flags)))
+
+    return make
 
 
 @pytest.fixture(scope="session")
