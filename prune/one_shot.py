@@ -36,7 +36,8 @@ def prune_one_shot(
     Args:
         model: its blocks are the elements of an `nn.ModuleList`, as transformers' are; layers in none come one by one.
         batches: keywords or positions of the model's forward; some 128 texts of 2048 tokens are usual. Tokens that an
-            `attention_mask` hides do not count. All are held in memory, and so is a CPU copy of the pruned weights.
+            `attention_mask` hides do not count; of an encoder-decoder, nor do the decoder's at these places, if it has
+            as many. All are held in memory, and so is a CPU copy of the pruned weights.
         method: `wanda` or `sparsegpt`.
         progress: is told which block is at work.
         **keys: those of `PruningConfig`: a `pattern`, `N:M` or `1x1`, `target_sparsity` for 1x1, `excluded_op_names`.
