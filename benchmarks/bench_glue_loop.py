@@ -28,11 +28,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from trisparse import Pruner, PruningConfig
 from trisparse.prune.files import atomic_write
-from trisparse.prune.glue import run
-from trisparse.prune.glue_args import DataArguments, parse_arguments
-from trisparse.prune.glue_data import load_splits, tokenize
-from trisparse.prune.glue_metrics import compute_metrics
-from trisparse.prune.glue_tasks import find_task
+from trisparse.prune.glue.args import DataArguments, parse_arguments
+from trisparse.prune.glue.data import load_splits, tokenize
+from trisparse.prune.glue.metrics import compute_metrics
+from trisparse.prune.glue.tasks import find_task
+from trisparse.prune.glue.train import run
 
 WEIGHT = 5.0  # of the distillation loss
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from trisparse.prune.files import atomic_save, atomic_write
-from trisparse.prune.glue_args import parse_arguments
+from trisparse.prune.glue.args import parse_arguments
 
 ENCODERS = {"bert-mini": "BERT-mini", "minilm": "all-MiniLM-L6-v2", "distilbert": "DistilBERT"}
 METRIC = {"mrpc": "f1", "sst2": "accuracy"}

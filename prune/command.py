@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from trisparse.prune.checkpoint import check_shard_size, from_pretrained, save_pretrained
-from trisparse.prune.checkpoint_files import read_config, weight_files
-from trisparse.prune.compress import compress
+from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, save_pretrained
+from trisparse.prune.deploy.checkpoint_files import read_config, weight_files
+from trisparse.prune.deploy.compress import compress
+from trisparse.prune.deploy.export import FORMATS, export
+from trisparse.prune.deploy.inspection import dense_rows, packed_rows
+from trisparse.prune.deploy.layer_spec import is_ours
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.export import FORMATS, export
 from trisparse.prune.files import atomic_write
-from trisparse.prune.inspection import dense_rows, packed_rows
-from trisparse.prune.layer_spec import is_ours
-from trisparse.prune.run_page import add_report, report
+from trisparse.prune.run_report.page import add_report, report
 
 _REPORT = "compression_report.json"
 _LARGE_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".h5", ".msgpack")

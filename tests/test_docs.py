@@ -11,7 +11,7 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["pruner", "config", "bits", "masked_adamw"])
+@pytest.mark.parametrize("name", ["pruner.pruner", "config.config", "pruner.bits", "pruner.masked_adamw"])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"trisparse.prune.{name}")
     result = doctest.testmod(module)
@@ -21,8 +21,8 @@ def test_examples_in_docstrings(name):
 
 def test_the_readme_names_flags_and_keys_that_exist():
     pytest.importorskip("transformers")
-    from trisparse.prune import glue_args
-    from trisparse.prune.config import KEYS
+    from trisparse.prune.config.config import KEYS
+    from trisparse.prune.glue import args as glue_args
 
     flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "nproc_per_node"}

@@ -15,7 +15,7 @@ import trisparse
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ["kernels", "sparse_ops", "prune", "trisparse"]  # each may import itself and what is left of it
-MODULES = sorted(p for layer in LAYERS for p in (ROOT / layer).glob("*.py"))
+MODULES = sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
 
 
 def imported(path):
@@ -27,9 +27,9 @@ def imported(path):
             yield node.module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_one_way(path):
-    rank = LAYERS.index(path.parent.name)
+    rank = LAYERS.index(path.relative_to(ROOT).parts[0])
     for name in imported(path):
         top, *rest = name.split(".")
         assert top not in LAYERS[:3], f"{path} imports {name} past the namespace"

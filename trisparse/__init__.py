@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from trisparse.on_import import import_after
 
 if TYPE_CHECKING:
-    from trisparse.prune.callback import PruningCallback as PruningCallback
-    from trisparse.prune.checkpoint import from_pretrained, save_pretrained
-    from trisparse.prune.compact import compact
-    from trisparse.prune.compress import compress, decompress
-    from trisparse.prune.config import PruningConfig
+    from trisparse.prune.config.config import PruningConfig
+    from trisparse.prune.deploy.checkpoint import from_pretrained, save_pretrained
+    from trisparse.prune.deploy.compact import compact
+    from trisparse.prune.deploy.compress import compress, decompress
+    from trisparse.prune.deploy.export import export
     from trisparse.prune.errors import PruningError
-    from trisparse.prune.export import export
-    from trisparse.prune.masked_adamw import MaskedAdamW
-    from trisparse.prune.once import prune_once
-    from trisparse.prune.pruner import Pruner
-    from trisparse.prune.report import SparsityReport
+    from trisparse.prune.pruner.callback import PruningCallback as PruningCallback
+    from trisparse.prune.pruner.masked_adamw import MaskedAdamW
+    from trisparse.prune.pruner.once import prune_once
+    from trisparse.prune.pruner.pruner import Pruner
+    from trisparse.prune.pruner.report import SparsityReport
 
 __version__ = "0.1.0"
 __all__ = [  # and PruningCallback, which needs transformers
@@ -29,22 +29,22 @@ __all__ = [  # and PruningCallback, which needs transformers
 ]  # fmt: skip
 
 _HOME = {
-    "MaskedAdamW": "trisparse.prune.masked_adamw",
-    "Pruner": "trisparse.prune.pruner",
-    "PruningCallback": "trisparse.prune.callback",
-    "PruningConfig": "trisparse.prune.config",
+    "MaskedAdamW": "trisparse.prune.pruner.masked_adamw",
+    "Pruner": "trisparse.prune.pruner.pruner",
+    "PruningCallback": "trisparse.prune.pruner.callback",
+    "PruningConfig": "trisparse.prune.config.config",
     "PruningError": "trisparse.prune.errors",
-    "SparsityReport": "trisparse.prune.report",
-    "compact": "trisparse.prune.compact",
-    "compress": "trisparse.prune.compress",
-    "decompress": "trisparse.prune.compress",
-    "export": "trisparse.prune.export",
-    "from_pretrained": "trisparse.prune.checkpoint",
-    "prune_once": "trisparse.prune.once",
-    "save_pretrained": "trisparse.prune.checkpoint",
+    "SparsityReport": "trisparse.prune.pruner.report",
+    "compact": "trisparse.prune.deploy.compact",
+    "compress": "trisparse.prune.deploy.compress",
+    "decompress": "trisparse.prune.deploy.compress",
+    "export": "trisparse.prune.deploy.export",
+    "from_pretrained": "trisparse.prune.deploy.checkpoint",
+    "prune_once": "trisparse.prune.pruner.once",
+    "save_pretrained": "trisparse.prune.deploy.checkpoint",
 }
 
-import_after("transformers.quantizers.auto", "trisparse.prune.hf_quantizer")
+import_after("transformers.quantizers.auto", "trisparse.prune.deploy.hf_quantizer")
 
 
 def __getattr__(name: str) -> Any:

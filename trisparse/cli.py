@@ -12,14 +12,14 @@ def main() -> None:
 
 def glue() -> None:
     """`trisparse-glue`: fine-tune, prune and distil on a GLUE task."""
-    from trisparse.prune.glue import main
+    from trisparse.prune.glue.train import main
 
     sys.exit(main(sys.argv[1:]))
 
 
 def demo() -> None:
     """`trisparse-demo`: the whole thing on a task of our own making."""
-    from trisparse.prune.demo import main
+    from trisparse.prune.glue.demo import main
 
     sys.exit(main(sys.argv[1:]))
 

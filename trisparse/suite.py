@@ -19,8 +19,8 @@ _TOKENS = [1, 16, 128, 1024, 4096]
 
 
 def _benchmark_model(args: argparse.Namespace) -> int:
+    from trisparse.prune.deploy.model_benchmark import benchmark_model
     from trisparse.prune.errors import PruningError
-    from trisparse.prune.model_benchmark import benchmark_model
 
     try:
         benchmark_model(args.model, args.tokens, args.out)

@@ -60,8 +60,8 @@ def argv():
 @pytest.fixture(scope="session")
 def glue(argv, forget_precision):
     """Make such a run; its results."""
-    from trisparse.prune.glue import run
-    from trisparse.prune.glue_args import parse_arguments
+    from trisparse.prune.glue.args import parse_arguments
+    from trisparse.prune.glue.train import run
 
     def make(root, model, out, *flags):
         forget_precision()  # of a run in the same test, or in the set-up of one
@@ -81,8 +81,8 @@ def weights():
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, glue):
     """Folder with data/, init/ (no head), dense/ and other/ (both fine-tuned)."""
-    from trisparse.prune.demo import make_model
-    from trisparse.prune.demo_data import write_task
+    from trisparse.prune.glue.demo import make_model
+    from trisparse.prune.glue.demo_data import write_task
 
     root = tmp_path_factory.mktemp("glue")
     write_task(root / "data", "mrpc", train=96, validation=40)

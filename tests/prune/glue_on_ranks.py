@@ -18,7 +18,8 @@ def main():
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=int(world)
         )
-    from trisparse.prune import glue, selection
+    from trisparse.prune.glue import train as glue
+    from trisparse.prune.pruner import selection
 
     if mode == "dies" and rank == "1":
         run, events = selection.Selection.run, []

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from trisparse import PruningError, compress, from_pretrained, save_pretrained
-from trisparse.prune import checkpoint_files
-from trisparse.prune.checkpoint import check_folder
-from trisparse.prune.checkpoint_files import INDEX, WEIGHTS, read_config, weight_files
+from trisparse.prune.deploy import checkpoint_files
+from trisparse.prune.deploy.checkpoint import check_folder
+from trisparse.prune.deploy.checkpoint_files import INDEX, WEIGHTS, read_config, weight_files
 
 transformers = pytest.importorskip("transformers")
 LOADS = [from_pretrained, transformers.AutoModelForSequenceClassification.from_pretrained, check_folder]
@@ -154,7 +154,7 @@ def test_the_file_of_another_model_is_refused(folders):
 
 def test_a_failed_save_leaves_the_old_checkpoint(folders, monkeypatch):
     one, _, models = folders
-    monkeypatch.setattr("trisparse.prune.checkpoint.digest", lambda path: 1 / 0)
+    monkeypatch.setattr("trisparse.prune.deploy.checkpoint.digest", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_pretrained(models[1], one)
     assert torch.equal(logits(from_pretrained(one)), logits(models[0]))

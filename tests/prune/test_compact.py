@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trisparse import Pruner, PruningConfig
-from trisparse.prune.compact import compact
+from trisparse.prune.deploy.compact import compact
 from trisparse.prune.errors import PruningError
 
 

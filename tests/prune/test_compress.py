@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from trisparse import PruningError, compress, decompress, prune_once
-from trisparse.prune import choose_format
-from trisparse.prune.choose_format import Chooser
+from trisparse.prune.deploy import choose_format
+from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trisparse import PruningConfig, PruningError
-from trisparse.prune.config_file import RECIPES, find_config, load_config
+from trisparse.prune.config.file import RECIPES, find_config, load_config
 
 OK = {"start_step": 1, "end_step": 10}
 

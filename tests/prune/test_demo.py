@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from trisparse.prune.demo import bag_of_words, main, table
-from trisparse.prune.demo_data import TASKS, vocabulary, write_task
+from trisparse.prune.glue.demo import bag_of_words, main, table
+from trisparse.prune.glue.demo_data import TASKS, vocabulary, write_task
 
 pytest.importorskip("sklearn")
 
@@ -51,7 +51,7 @@ def test_the_table():
 
 
 def test_a_missed_promise_fails_the_demo(tmp_path, monkeypatch, capsys):
-    from trisparse.prune import demo
+    from trisparse.prune.glue import demo
 
     monkeypatch.setattr(demo, "_TRAIN", 64)  # too little to learn from
     monkeypatch.setattr(demo, "_VALIDATION", 50)

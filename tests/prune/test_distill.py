@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from trisparse import PruningError
-from trisparse.prune.distill import Teacher, distillation_loss, hidden_loss, last_hidden, logits_loss
-from trisparse.prune.teacher_cache import TeacherCache, free_bytes
+from trisparse.prune.glue.distill import Teacher, distillation_loss, hidden_loss, last_hidden, logits_loss
+from trisparse.prune.glue.teacher_cache import TeacherCache, free_bytes
 
 
 def test_padding_is_left_out_of_the_hidden_loss():

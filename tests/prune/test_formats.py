@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse.prune.choose_format import Chooser
-from trisparse.prune.formats import Format, formats_of, pack_layer, unpack_layer
+from trisparse.prune.deploy.choose_format import Chooser
+from trisparse.prune.deploy.formats import Format, formats_of, pack_layer, unpack_layer
 from trisparse.sparse_ops import Linear24, LinearBlocks, nm_mask
 
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 
-from trisparse.prune.glue import main, run
-from trisparse.prune.glue_args import parse_arguments
-from trisparse.prune.glue_tasks import TASKS
+from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.tasks import TASKS
+from trisparse.prune.glue.train import main, run
 
 pytest.importorskip("transformers")
 
@@ -105,7 +105,7 @@ def test_the_mixed_recipe(world, glue):
 
 @pytest.mark.parametrize("extra", [[], ["--cache_teacher", "--group_by_length", "--optimizer", "masked_adamw"]])
 def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glue, weights):
-    from trisparse.prune import glue_output
+    from trisparse.prune.glue import output as glue_output
 
     flags = [
         "--do_prune", "--pruning_pattern", "4x1", "--pruning_frequency", "3", "--num_train_epochs", "3", "--cooldown_epochs", "1",
@@ -140,7 +140,7 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glu
 
 
 def test_a_compiled_run_trains_what_an_eager_one_does(world, monkeypatch, glue, weights):
-    from trisparse.prune import glue_setup
+    from trisparse.prune.glue import setup as glue_setup
 
     # dynamo and the buckets are ours to get right, the code that inductor makes is not, and takes minutes
     monkeypatch.setattr(glue_setup, "compile_model", functools.partial(glue_setup.compile_model, backend="eager"))
@@ -210,7 +210,7 @@ def test_all_nine_tasks(world, tmp_path, name):
 def test_every_trainable_parameter_is_in_one_group_of_the_optimizer(world):
     from transformers import AutoModelForSequenceClassification
 
-    from trisparse.prune.glue_setup import make_optimizer
+    from trisparse.prune.glue.setup import make_optimizer
 
     model = AutoModelForSequenceClassification.from_pretrained(world / "dense")
     for prunes, betas in ((True, (0.9, 0.9)), (False, (0.9, 0.999))):
@@ -225,7 +225,7 @@ def test_every_trainable_parameter_is_in_one_group_of_the_optimizer(world):
 
 
 def test_the_best_model_is_chosen_after_the_last_event_only(world, monkeypatch, glue, weights):
-    from trisparse.prune import glue_eval
+    from trisparse.prune.glue import eval as glue_eval
 
     accuracies = iter([0.9, 0.8, 0.7])
     monkeypatch.setattr(glue_eval, "evaluate", lambda *args: {"accuracy": next(accuracies), "f1": 0.5})
@@ -249,7 +249,7 @@ def test_the_best_model_is_chosen_after_the_last_event_only(world, monkeypatch, 
 
 @pytest.mark.parametrize(("above", "collapsed"), [(0.0, True), (0.019, True), (0.03, False)])
 def test_a_collapsed_model_is_called_so(world, monkeypatch, above, collapsed, glue):
-    from trisparse.prune import glue_eval
+    from trisparse.prune.glue import eval as glue_eval
 
     labels = [json.loads(line)["label"] for line in (world / "data" / "validation.jsonl").read_text().splitlines()]
     majority = max(labels.count(0), labels.count(1)) / len(labels)

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from trisparse import PruningError
-from trisparse.prune.glue_args import parse_arguments
-from trisparse.prune.glue_plan import make_plan
-from trisparse.prune.glue_recipe import GLUE_RECIPES
+from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.plan import make_plan
+from trisparse.prune.glue.recipe import RECIPES as RECIPE_FOLDER
 
 BASE = ["--model_name_or_path", "m", "--task_name", "mrpc", "--output_dir", "o"]
 PRUNE = [*BASE, "--do_prune"]
@@ -75,7 +75,7 @@ def test_a_typo_answers_in_one_line_within_three_seconds(script):
 
 
 def test_checking_arguments_imports_no_torch():
-    code = f"import sys; from trisparse.prune.glue_args import parse_arguments; parse_arguments({PRUNE}); print('torch' in sys.modules)"
+    code = f"import sys; from trisparse.prune.glue.args import parse_arguments; parse_arguments({PRUNE}); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout == "False\n"
 
 
@@ -169,7 +169,7 @@ def test_what_wins_over_what(tmp_path):
     assert [g.pruning_op_types for g in groups] == [("Linear",)] * 2
 
 
-@pytest.mark.parametrize("path", sorted(GLUE_RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPE_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_published_row_has_a_recipe(path):
     args = parse_arguments(["--recipe", path.stem, "--model_name_or_path", "m", "--output_dir", "o"])
     model, task, pattern = path.stem.replace("bert-mini", "mini").split("-", 2)

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from trisparse import PruningError
-from trisparse.prune.glue_args import DataArguments
-from trisparse.prune.glue_data import EpochSampler, load_splits, read_file
-from trisparse.prune.glue_tasks import TASKS
+from trisparse.prune.glue.args import DataArguments
+from trisparse.prune.glue.data import EpochSampler, load_splits, read_file
+from trisparse.prune.glue.tasks import TASKS
 
 pytest.importorskip("sklearn")
 
@@ -107,7 +107,7 @@ def test_batches_depend_on_seed_and_epoch_alone(grouped):
 
 
 def test_metrics_by_their_definitions():
-    from trisparse.prune.glue_metrics import best_value, compute_metrics, majority_metrics
+    from trisparse.prune.glue.metrics import best_value, compute_metrics, majority_metrics
 
     said, true = [1, 1, 1, 0, 0, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 0]
     tp, fp, fn, tn = 3, 1, 1, 3
@@ -130,7 +130,7 @@ def test_metrics_agree_with_scikit_learn():
     import numpy as np
     from sklearn import metrics
 
-    from trisparse.prune.glue_metrics import compute_metrics
+    from trisparse.prune.glue.metrics import compute_metrics
 
     rng = np.random.default_rng(0)
     said, true = rng.integers(0, 2, 200), rng.integers(0, 2, 200)

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from trisparse.prune.demo import make_model
-from trisparse.prune.demo_data import write_task
+from trisparse.prune.glue.demo import make_model
+from trisparse.prune.glue.demo_data import write_task
 
 pytest.importorskip("transformers")
 

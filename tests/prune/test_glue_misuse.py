@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from trisparse.prune.demo_data import write_task
-from trisparse.prune.glue import main
-from trisparse.prune.glue_models import check_capacity
+from trisparse.prune.glue.demo_data import write_task
+from trisparse.prune.glue.models import check_capacity
+from trisparse.prune.glue.train import main
 
 pytest.importorskip("transformers")
 from transformers import XLNetConfig, XLNetForSequenceClassification

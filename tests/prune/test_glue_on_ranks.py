@@ -89,7 +89,7 @@ def test_another_number_of_examples_a_step_is_refused(whole, world, launch):
 
 
 def test_an_optimizer_goes_on_that_has_no_state_for_a_parameter():
-    from trisparse.prune.glue_ranks import load_optimizer_state, optimizer_state
+    from trisparse.prune.glue.ranks import load_optimizer_state, optimizer_state
 
     def make():
         model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})

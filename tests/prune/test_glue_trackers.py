@@ -90,7 +90,7 @@ def test_the_log_is_the_history(watched, scalars):
 
 
 def test_a_resumed_run_goes_on_in_the_same_log(world, watched, monkeypatch, glue, scalars):
-    from trisparse.prune import glue_eval
+    from trisparse.prune.glue import eval as glue_eval
 
     evaluate = glue_eval.evaluate
     calls = []
@@ -135,9 +135,9 @@ def test_watching_adds_no_wait_for_the_device(world, glue, waits, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed(world, monkeypatch, capsys, argv):
-    from trisparse.prune.glue import main
+    from trisparse.prune.glue.train import main
 
-    monkeypatch.setattr("trisparse.prune.glue_trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("trisparse.prune.glue.trackers.find_spec", lambda name: None)
     assert main(argv(world, "init", "untracked", "--report_to", "tensorboard")) == 2
     message = "--report_to: tensorboard is not installed; pip install 'trisparse[tensorboard]'"
     assert capsys.readouterr().err == f"trisparse-glue: error: {message}\n"

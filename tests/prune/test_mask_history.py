@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trisparse import Pruner, PruningConfig
-from trisparse.prune import mask_history
-from trisparse.prune.mask_history import begin_history, record_masks
+from trisparse.prune.glue import mask_history
+from trisparse.prune.glue.mask_history import begin_history, record_masks
 
 
 @pytest.fixture

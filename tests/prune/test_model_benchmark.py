@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trisparse import prune_once
-from trisparse.prune.model_benchmark import _ids
+from trisparse.prune.deploy.model_benchmark import _ids
 from trisparse.suite import main
 
 transformers = pytest.importorskip("transformers")

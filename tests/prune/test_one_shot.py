@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from trisparse import PruningError, prune_once
-from trisparse.prune.calibrate import blocks_of
-from trisparse.prune.one_shot import prune_one_shot
-from trisparse.prune.wanda import Wanda, keep_of_rows
+from trisparse.prune.one_shot.calibrate import blocks_of
+from trisparse.prune.one_shot.one_shot import prune_one_shot
+from trisparse.prune.one_shot.wanda import Wanda, keep_of_rows
 
 
 def inputs(count=256, width=32):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trisparse import PruningError
-from trisparse.prune.replaced_folder import replaced_folder
+from trisparse.prune.deploy.replaced_folder import replaced_folder
 
 
 def write(folder, *names):

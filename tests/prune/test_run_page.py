@@ -308,7 +308,7 @@ def test_other_mistakes(make_run, tmp_path, capsys, monkeypatch):
     refused(f"--output: want a file to write, got '{tmp_path}'", folder, "--output", tmp_path)
     nowhere = tmp_path / "no" / "page.html"
     refused(f"--output: {nowhere} can't be written to: No such file or directory", folder, "--output", nowhere)
-    monkeypatch.setattr("trisparse.prune.run_page.find_spec", lambda name: name != "matplotlib" or None)
+    monkeypatch.setattr("trisparse.prune.run_report.page.find_spec", lambda name: name != "matplotlib" or None)
     message = "matplotlib is not installed, and the page needs it; pip install 'trisparse[plot]'"
     refused(message, folder)
     assert not (folder / "report.html").exists()

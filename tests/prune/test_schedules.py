@@ -2,7 +2,7 @@
 
 import pytest
 
-from trisparse.prune.schedules import SCHEDULES, event_at, last_event, sparsity_at
+from trisparse.prune.config.schedules import SCHEDULES, event_at, last_event, sparsity_at
 
 # target 0.9, events 1 to 10 of P = 10
 TABLE = {

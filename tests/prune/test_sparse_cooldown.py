@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from trisparse import Pruner, PruningConfig
-from trisparse.prune import sparse_cooldown
 from trisparse.prune.errors import PruningError
-from trisparse.prune.glue_args import parse_arguments
-from trisparse.prune.sparse_cooldown import SparseCooldown, is_faster
+from trisparse.prune.glue import sparse_cooldown
+from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.sparse_cooldown import SparseCooldown, is_faster
 from trisparse.sparse_ops import Linear24Train
 
 FLAGS = ["--do_prune", "--pruning_pattern", "2:4", "--num_train_epochs", "3", "--cooldown_epochs", "2",

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from trisparse import PruningError, compress, from_pretrained, save_pretrained
-from trisparse.prune.inspection import packed_rows
-from trisparse.prune.spec_check import check_entry
+from trisparse.prune.deploy.inspection import packed_rows
+from trisparse.prune.deploy.spec_check import check_entry
 
 VECTORS = {
     "format": "vectors", "shape": [8, 16], "full_shape": [12, 16], "bias": True, "conv1d": False, "block": [4, 1],

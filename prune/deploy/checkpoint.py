@@ -1,0 +1,142 @@
+"""Save and load compressed models in transformers' own format."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trisparse.prune.deploy.checkpoint_files import (
+    INDEX,
+    WEIGHTS,
+    Headers,
+    check_digests,
+    check_layers,
+    digest,
+    read_config,
+    read_headers,
+    weight_files,
+)  # fmt: skip
+from trisparse.prune.deploy.layer_spec import is_ours, note_in_config
+from trisparse.prune.deploy.replaced_folder import replaced_folder
+from trisparse.prune.deploy.spec_check import check_entry
+from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.files import atomic_write
+from trisparse.prune.pruner.layers import unwrap
+
+_SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)  # what huggingface_hub reads
+
+
+def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+    """Save a transformers model, packed layers as packed tensors, in safetensors files and `config.json`.
+
+    The config's `quantization_config` has `quant_method` "trisparse", the sizes of every layer that is not as the model
+    makes it, and the files' digests. Files appear under their names only once all are written. Weights of an earlier
+    model in the folder go, other files stay.
+
+    Raises:
+        PruningError: no transformers model, one that another method quantized, a path that is a file, or a size that is
+            none.
+    """
+    bare: Any = transformers_model(model)
+    folder = Path(folder)
+    check_shard_size(max_shard_size)
+    note_in_config(bare)
+    if not type(bare).__module__.startswith("transformers."):
+        name = type(bare).__name__
+        warnings.warn(
+            f"{name} is no class of transformers: trisparse.from_pretrained will not find it; load by "
+            f"{name}.from_pretrained, with trisparse imported",
+            stacklevel=2,
+        )
+    with replaced_folder(folder) as half:
+        bare.save_pretrained(half, max_shard_size=max_shard_size)
+        config = read_config(half)
+        if is_ours(config.get("quantization_config")):
+            config["quantization_config"]["files"] = {path.name: digest(path) for path in weight_files(half)}
+            atomic_write(half / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def from_pretrained(folder: str | Path, **kwargs: Any) -> nn.Module:
+    """Load what `save_pretrained` wrote, or any local transformers checkpoint, as the class that its config names.
+
+    The Auto classes of transformers load the same folders once trisparse is imported. `kwargs` go to transformers.
+
+    Raises:
+        PruningError: a file that is missing, truncated, damaged or of another checkpoint, by name; and whatever
+            transformers raises while it loads.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    entry = config.get("quantization_config")
+    if is_ours(entry):
+        check_entry(entry, str(folder / "config.json"))
+    kind = model_class(folder, config)
+    if is_ours(entry) or (folder / WEIGHTS).exists() or (folder / INDEX).exists():
+        read_headers(weight_files(folder))  # damage gets its file's name; digests are compared while loading
+    from trisparse.prune.deploy import hf_quantizer  # noqa: F401 (registers itself)
+
+    try:
+        return kind.from_pretrained(folder, **kwargs)
+    except PruningError:
+        raise
+    except Exception as error:
+        raise PruningError(f"{folder}: can't be loaded as a {kind.__name__}: {one_line(error)}") from error
+
+
+def check_folder(folder: Path) -> tuple[dict[str, Any], Headers, dict[str, str]]:
+    """Check a compressed checkpoint's config and files; PruningError names what is wrong.
+
+    Returns:
+        The config, the headers of the files, and the layers' names in them by those in the config.
+    """
+    config = read_config(folder)
+    entry = config.get("quantization_config")
+    layers = check_entry(entry, str(folder / "config.json"))
+    assert isinstance(entry, dict)
+    files = weight_files(folder)
+    headers = read_headers(files)
+    if "files" in entry:
+        check_digests(files, entry["files"])
+    try:
+        prefix = model_class(folder, config).base_model_prefix
+    except PruningError:  # a class of the user's own
+        prefix = ""
+    return config, headers, check_layers(headers, layers, prefix, "files" in entry)
+
+
+def model_class(folder: Path, config: dict[str, Any]) -> Any:
+    """The class of transformers that a config names; PruningError if there is none, or if it is not the config's."""
+    import transformers
+
+    names, where = config.get("architectures"), folder / "config.json"
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    kind = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        hint = f"; a class of your own loads by its own from_pretrained: {name}.from_pretrained({str(folder)!r})"
+        raise PruningError(
+            f"{where}: architectures: want a class of transformers, got {names!r:.100}{hint if name else ''}"
+        )
+    own, found = getattr(kind.config_class, "model_type", None), config.get("model_type")
+    if found is not None and found != own:
+        raise PruningError(f"{where}: model_type: want {own!r} for a {name}, got {found!r:.60}")
+    return kind
+
+
+def transformers_model(model: nn.Module) -> nn.Module:
+    """The bare model; PruningError if it is not one of transformers."""
+    bare: Any = unwrap(model)
+    if not (hasattr(bare, "save_pretrained") and hasattr(getattr(bare, "config", None), "save_pretrained")):
+        raise PruningError(f"model: want a transformers model, got {type(bare).__name__}; use state_dict() for others")
+    return bare
+
+
+def check_shard_size(size: Any) -> None:
+    """PruningError for what is no size of a file."""
+    is_text = isinstance(size, str) and _SIZE.fullmatch(size.strip()) is not None
+    if not is_text and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+        raise PruningError(f"max_shard_size: want bytes or a text like '5GB', got {size!r:.60}")

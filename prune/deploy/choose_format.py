@@ -1,0 +1,120 @@
+"""Which format a layer is kept in: the smallest, or the fastest by measurement or by a model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trisparse.prune.deploy.compression_report import CompressedLayer
+from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
+from trisparse.prune.deploy.speed_model import GAIN, expected_gain
+from trisparse.prune.deploy.timing import TimingCache, time_pair
+
+_FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense: on the whole, and for any number of tokens
+_HOPELESS = 0.7  # expected gain below which nothing is measured
+_NEARLY = 1.25  # times the smallest: formats that may turn out smaller still, once rows are grouped anew
+
+
+class Chooser:
+    """Picks formats of layers, and remembers what it measured; arguments as `compress` takes them."""
+
+    def __init__(self, prefer: str, tokens: list[int], measure: bool, cache: Path | None) -> None:
+        self.prefer, self.tokens, self.measure, self.folder = prefer, tokens, measure, cache
+
+    def choose(self, name: str, layer: Any, obstacle: str) -> tuple[CompressedLayer, nn.Module | None]:
+        """The report's row, and the packed layer if the layer does not stay dense."""
+        weight = matrix_of(layer)
+        zeros = float((weight == 0).float().mean()) if weight.numel() else 0.0
+        row = CompressedLayer(name, (len(weight), weight.shape[1]), zeros, "dense", weight.nbytes, weight.nbytes)
+        forms = [] if obstacle else formats_of(weight)
+        row.reason = obstacle or ("" if forms else "no format is smaller")
+        if not forms:
+            return row, None
+        if self.prefer == "memory":
+            return self._smallest(row, layer, weight, forms)
+        if not weight.is_cuda:
+            row.reason = "dense: a CPU unpacks what is packed"
+            return row, None
+        return self._fastest(row, layer, weight, forms)
+
+    def _smallest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
+        form, packed = forms[0], pack_layer(layer, forms[0])
+        for other in forms[1:]:
+            if not other.is_regrouped or other.nbytes > _NEARLY * _weight_bytes(packed):
+                continue  # its bytes are known without packing it, or are far off
+            candidate = pack_layer(layer, other)
+            if _weight_bytes(candidate) < _weight_bytes(packed):
+                form, packed = other, candidate
+        if _weight_bytes(packed) >= weight.nbytes:
+            row.reason = "no format is smaller"
+            return row, None
+        row.measured = self._measured(layer, packed, form)
+        return self._packed(row, packed, weight, form, "the smallest")
+
+    def _fastest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
+        best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
+        for form in forms:
+            expected = _expected(form, weight, self.tokens)
+            if statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
+                continue
+            packed = pack_layer(layer, form) if self.measure else None
+            gains = expected if packed is None else self._measured(layer, packed, form)
+            gain = statistics.geometric_mean(gains.values()) if min(gains.values(), default=0) >= _NEVER_BELOW else 0
+            if gain >= (_FASTER if self.measure else GAIN) and (best is None or gain > best[0]):
+                best = gain, form, packed, gains
+            if self.measure:
+                row.rejected[str(form)] = gains
+        if best is None:
+            row.reason = (
+                "dense is faster here" if row.rejected
+                else "dense: a static model expects no format to come near, so none was timed" if self.measure
+                else "dense: no format promises enough"
+            )  # fmt: skip
+            return row, None
+        _, form, packed, gains = best
+        row.rejected.pop(str(form), None)
+        row.measured = gains if self.measure else {}
+        packed = pack_layer(layer, form) if packed is None else packed
+        return self._packed(row, packed, weight, form, "the fastest" if self.measure else "promises to be the fastest")
+
+    def _packed(self, row, packed, weight, form, reason) -> tuple[CompressedLayer, nn.Module]:
+        row.format, row.bytes_after, row.reason = str(form), _weight_bytes(packed), reason
+        row.expected = _expected(form, weight, self.tokens) if weight.is_cuda else {}
+        return row, packed
+
+    def _measured(self, layer: Any, packed: nn.Module, form: Format) -> dict[int, float]:
+        """Tokens -> how many times faster than dense; 0 where the outputs differ."""
+        if not self.measure:
+            return {}
+        linear = as_linear(layer)
+        cache, gains = TimingCache(self.folder, linear.weight.device), {}
+        for count in self.tokens:
+            rows, cols = linear.weight.shape
+            has_bias = linear.bias is not None
+            key = f"{rows}x{cols} {linear.weight.dtype} bias={has_bias} {form} {form.nbytes} bytes T={count}"
+            times = cache.get(key)
+            if times is None:
+                generator = torch.Generator(linear.weight.device).manual_seed(0)  # the caller's random numbers stay
+                x = torch.randn(count, cols, device=linear.weight.device, generator=generator).to(linear.weight.dtype)
+                times = time_pair(linear, packed, x)
+                cache.put(key, times)
+            gains[count] = times["dense_ms"] / times["packed_ms"] if times["equal"] else 0.0
+        return gains
+
+
+def _expected(form: Format, weight: torch.Tensor, tokens: Sequence[int]) -> dict[int, float]:
+    sizes = *weight.shape, weight.element_size()
+    return {
+        t: expected_gain(form.kind, form.block, form.stored, form.nbytes, sizes[0], sizes[1], t, sizes[2])
+        for t in tokens
+    }
+
+
+def _weight_bytes(packed: nn.Module) -> int:
+    tensors = dict((*packed.named_parameters(), *packed.named_buffers()))
+    return sum(tensor.nbytes for name, tensor in tensors.items() if name != "bias")

@@ -1,0 +1,152 @@
+"""Compress a pruned model: channels removed, and each layer in the one format that suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trisparse.prune.deploy.chains import find_chains
+from trisparse.prune.deploy.choose_format import Chooser
+from trisparse.prune.deploy.compact import compact
+from trisparse.prune.deploy.compression_report import CompressionReport
+from trisparse.prune.deploy.formats import unpack_layer
+from trisparse.prune.deploy.layer_spec import check_config, note_in_config
+from trisparse.prune.deploy.obstacles import check_numbers, obstacle
+from trisparse.prune.deploy.same_outputs import check_example
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
+from trisparse.sparse_ops import Linear24, LinearBlocks
+
+PACKED = (Linear24, LinearBlocks)
+
+
+@torch.no_grad()
+def compress(
+    model: nn.Module, prefer: str = "speed", tokens: Sequence[int] = (1, 4096), *, measure: bool = True,
+    remove_channels: bool = True, example: Mapping[str, Any] | tuple | None = None, cache: Path | None = None,
+) -> tuple[nn.Module, CompressionReport]:  # fmt: skip
+    """Keep every linear layer in one format, chosen by the pattern of zeros in its weight; in place, for inference.
+
+    First channels and heads that are zero are removed, as by `compact`. Then each layer stays dense or becomes packed
+    2:4, column vectors or blocks; its dense weight is let go of. On a CPU packed layers save memory and never time,
+    since they are unpacked to be multiplied.
+
+    Args:
+        model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
+            all that is no linear layer stay as they are.
+        prefer: `speed` keeps a packed format only if it is 3 % faster than dense over `tokens` and for none of them
+            below 0.97 times as fast; `memory` keeps the smallest format, and the report says what that costs. Of
+            formats with rows grouped anew, which only packing can size, those are tried that come near.
+        tokens: numbers of tokens in a batch that matter.
+        measure: time dense and packed on the model's device; otherwise a format has to promise a gain of 1.15 by a
+            static model of a GPU. Times are remembered for this device and these versions.
+        remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
+            the report says so.
+        example: inputs that `compact` compares outputs with; a transformers model has its own.
+        cache: folder of the times; `$TRISPARSE_CACHE` or `~/.cache/trisparse` unless given.
+
+    Returns:
+        The model, and what became of each layer.
+
+    Raises:
+        PruningError: an argument that is not among these, or a model without linear layers, packed already, quantized
+            by another method, or not in memory; the model is as it was.
+    """
+    if prefer not in ("speed", "memory"):
+        raise PruningError(f"prefer: want 'speed' or 'memory', got {prefer!r}")
+    counts = _checked_tokens(tokens)
+    if cache is not None and not isinstance(cache, (str, Path)):
+        raise PruningError(f"cache: want a folder, got {cache!r:.60}")
+    check_example(example)
+    bare = unwrap(model)
+    before = _checked_layers(bare)
+    report = CompressionReport(prefer, bytes_before=model_bytes(bare))
+    if remove_channels and find_chains(bare):
+        try:
+            report.channels = compact(bare, example)
+        except PruningError as error:
+            report.note = f"all channels stay: {error}"
+    shared = _shared_weights(bare)
+    chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
+    head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
+    for name, layer in list(_linear_layers(bare)):
+        row, packed = chooser.choose(name, layer, _obstacle(layer, shared))
+        row.bytes_before = before[name]
+        report.layers.append(row)
+        if packed is not None:
+            replace_module(bare, name, packed)
+            row.reason += "; decompress before resize_token_embeddings" if layer is head else ""
+    report.bytes_after = model_bytes(bare)
+    note_in_config(bare)
+    return model, report
+
+
+@torch.no_grad()
+def decompress(model: nn.Module) -> nn.Module:
+    """Make every layer dense again, in place, with channels that were removed back as zeros, at the end.
+
+    Outputs stay the same, and what the model saves is again a checkpoint of its class.
+    """
+    bare = unwrap(model)
+    for name, layer in list(bare.named_modules()):
+        if isinstance(layer, PACKED) or hasattr(layer, "full_shape"):
+            replace_module(bare, name, unpack_layer(layer))
+    note_in_config(bare)
+    return model
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Of all parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _checked_tokens(tokens: Any) -> list[int]:
+    is_list = isinstance(tokens, Iterable) and not isinstance(tokens, (str, bytes))
+    counts = list(tokens) if is_list else []
+    if not counts or any(not isinstance(t, int) or isinstance(t, bool) or t < 1 for t in counts):
+        got = repr(counts or tokens)
+        raise PruningError(f"tokens: want at least one number of tokens, each 1 or more, got {got:.60}")
+    return counts
+
+
+def _checked_layers(model: nn.Module) -> dict[str, int]:
+    """Bytes of every linear layer's weight; PruningError for a model that can't be compressed."""
+    if packed := [name for name, module in model.named_modules() if isinstance(module, PACKED)]:
+        raise PruningError(
+            f"model: is compressed already ({packed[0] or 'itself'} is packed); call decompress(model), or export the "
+            "checkpoint as dense, first"
+        )
+    check_numbers(model)
+    check_config(model)
+    found = {name: layer.weight.nbytes for name, layer in _linear_layers(model)}
+    if not found:
+        raise PruningError("model: has no linear layer")
+    if "" in found:
+        raise PruningError("model: is a single layer; put it into nn.Sequential")
+    return found
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if op_type(module) == "Linear":
+            yield name, module
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Weights that more than one module holds; in a transformers model also those of a module under two names."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    is_saved_by_name = hasattr(getattr(model, "config", None), "save_pretrained")
+    for _, module in model.named_modules(remove_duplicate=not is_saved_by_name):
+        for parameter in module.parameters(recurse=False):
+            (twice if id(parameter) in seen else seen).add(id(parameter))
+    return twice
+
+
+def _obstacle(layer: Any, shared: set[int]) -> str:
+    """Why a layer must stay as it is, or an empty string."""
+    return "its weight is shared" if id(layer.weight) in shared else obstacle(layer)

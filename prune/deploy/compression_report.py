@@ -1,0 +1,93 @@
+"""What compression did, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trisparse.prune.deploy.compaction_report import CompactionReport
+from trisparse.prune.text_table import aligned
+
+
+@dataclass
+class CompressedLayer:
+    """One linear layer.
+
+    Attributes:
+        name: in the model.
+        shape: rows and columns of its weight, after channels were removed.
+        zeros: share of its weights that are zero.
+        format: `dense`, `2:4`, `NxM` or `NxM of Rx1`, rows grouped anew in runs of R.
+        bytes_before: of its weight, before channels were removed.
+        bytes_after: of what is kept of it.
+        expected: tokens -> how many times faster than dense by the static model of a GPU; empty on a CPU.
+        measured: tokens -> how many times faster than dense it was here; empty if it was not timed.
+        rejected: format -> the same, of those that were timed and not taken; 0 where outputs differed.
+        reason: why this format.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    zeros: float
+    format: str
+    bytes_before: int
+    bytes_after: int
+    expected: dict[int, float] = field(default_factory=dict)
+    measured: dict[int, float] = field(default_factory=dict)
+    rejected: dict[str, dict[int, float]] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass
+class CompressionReport:
+    """What `compress` did.
+
+    Attributes:
+        prefer: `speed` or `memory`.
+        layers: one entry for each linear layer, in the model's order.
+        bytes_before: of all parameters and buffers.
+        bytes_after: the same, afterwards.
+        channels: what became of channels and heads; None if none could be removed.
+        note: why channels stay that could have been tried.
+    """
+
+    prefer: str
+    layers: list[CompressedLayer] = field(default_factory=list)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    channels: CompactionReport | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> list[list[str]]:
+        """A head and a row for each layer, as text."""
+        tokens = sorted({t for layer in self.layers for t in (*layer.measured, *layer.expected)})
+        head = ["layer", "shape", "zeros", "format", "KiB before", "after", *(f"x dense, T={t}" for t in tokens), ""]
+        rows = [head]
+        for layer in self.layers:
+            speed = [_times(layer.measured.get(t), layer.expected.get(t)) for t in tokens]
+            rows.append([
+                layer.name, f"{layer.shape[0]}x{layer.shape[1]}", f"{layer.zeros:.2f}", layer.format,
+                f"{layer.bytes_before / 1024:.0f}", f"{layer.bytes_after / 1024:.0f}", *speed, layer.reason,
+            ])  # fmt: skip
+        return rows
+
+    def summary(self) -> str:
+        """How much smaller it all became."""
+        packed = sum(layer.format != "dense" for layer in self.layers)
+        return (
+            f"{packed} of {len(self.layers)} linear layers packed, "
+            f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
+            + (f"; {self.note}" if self.note else "")
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([*aligned(self.table()), self.summary()])
+
+
+def _times(measured: float | None, expected: float | None) -> str:
+    if measured is not None:
+        return f"{measured:.2f}"
+    return "-" if expected is None else f"~{expected:.2f}"

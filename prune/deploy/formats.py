@@ -1,0 +1,134 @@
+"""The formats a linear layer can be kept in, by the pattern that its weight shows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.kernels.layouts_24 import packed_size
+from trisparse.prune.pruner.layers import is_hf_conv1d
+from trisparse.sparse_ops import Linear24, LinearBlocks
+from trisparse.sparse_ops.layout_24 import layout_24
+from trisparse.sparse_ops.packed_blocks import HEIGHTS, SIDES, step_of
+
+_WORTH = 0.95  # of a dense weight's bytes; above it packing gains nothing
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Format(NamedTuple):
+    """How a weight is kept.
+
+    Attributes:
+        kind: `dense`, `2:4`, `vectors` or `blocks`.
+        block: of vectors and blocks, (1, 1) otherwise.
+        run: rows of vectors that stay together when rows are grouped anew.
+        stored: share of the weights that are stored.
+        nbytes: of the packed weight; for rows grouped anew what it has at most.
+    """
+
+    kind: str
+    block: tuple[int, int] = (1, 1)
+    run: int = 1
+    stored: float = 1.0
+    nbytes: int = 0
+
+    @property
+    def is_regrouped(self) -> bool:
+        """Whether rows are put together anew, so that only packing tells how much is stored."""
+        return self.block[1] == 1 and self.run < self.block[0]
+
+    def __str__(self) -> str:
+        n, m = self.block
+        return self.kind if self.block == (1, 1) else f"{n}x{m}" + (f" of {self.run}x1" if self.is_regrouped else "")
+
+
+def matrix_of(layer: Any) -> Tensor:
+    """A layer's weight as `[out, in]`."""
+    return (layer.weight.t() if is_hf_conv1d(layer) else layer.weight).detach()
+
+
+def as_linear(layer: Any) -> nn.Linear:
+    """The layer itself, or transformers' `Conv1D` as an `nn.Linear`."""
+    if not is_hf_conv1d(layer):
+        return layer
+    weight = matrix_of(layer).contiguous()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, "meta", weight.dtype)
+    linear.weight = nn.Parameter(weight)
+    linear.register_parameter("bias", layer.bias)
+    return linear.train(layer.training)
+
+
+def formats_of(weight: Tensor) -> list[Format]:
+    """All packed formats that hold a weight in fewer bytes than dense, the smallest first.
+
+    Vectors of N rows are taken as they lie where the weight is pruned in runs of N rows or more, and grouped anew
+    from the longest runs it is pruned in where these are shorter.
+    """
+    size, cells = weight.element_size(), weight.numel()
+    kept = weight != 0
+    found = []
+    fits_24 = cells and weight.shape[1] % 4 == 0 and (weight.dtype in _HALF or not weight.is_cuda)
+    if fits_24 and bool((kept.unflatten(1, (-1, 4)).sum(-1) <= 2).all()):
+        _, elements = packed_size(len(weight), weight.shape[1], layout_24(weight.device), size)
+        found.append(Format("2:4", stored=0.5, nbytes=elements * size))
+    blocks = {(n, m): _blocks(kept, n, m) for n, m in [(1, 1), *((n, 1) for n in HEIGHTS), *((n, n) for n in SIDES)]}
+    share = {(n, m): float(found.sum()) * n * m / max(cells, 1) for (n, m), found in blocks.items()}
+    whole = [n for n in HEIGHTS if share[n, 1] <= share[1, 1] * 1.02]
+    run = max(whole, default=1)
+    for n, m in [*((n, 1) for n in HEIGHTS), *((n, n) for n in SIDES)]:
+        rows = min(run, n) if m == 1 else n
+        nbytes = _packed_bytes(blocks[n, m], n, m, rows, size)
+        found.append(Format("vectors" if m == 1 else "blocks", (n, m), rows, share[n, m], nbytes))
+    return sorted((f for f in found if f.nbytes < _WORTH * cells * size), key=lambda f: f.nbytes)
+
+
+def _blocks(kept: Tensor, n: int, m: int) -> Tensor:
+    """bool `[rows / n, cols / m]`, both rounded up: the blocks with a weight that is not zero."""
+    rows, cols = kept.shape
+    high, wide = -(-rows // n), -(-cols // m)
+    padded = nn.functional.pad(kept, (0, wide * m - cols, 0, high * n - rows))
+    return padded.view(high, n, wide, m).any(3).any(1)
+
+
+def _packed_bytes(blocks: Tensor, n: int, m: int, run: int, size: int) -> int:
+    """Of values, columns, pointers and order, the slots of a group being filled up."""
+    groups, step = len(blocks), step_of((n, m))
+    slots = int(((blocks.sum(1) + step - 1) // step * step).sum())
+    index = 2 if blocks.shape[1] < 1 << 15 else 4
+    return slots * (n * m * size + index) + 4 * (groups + 1 + groups * n // run)
+
+
+def pack_layer(layer: Any, form: Format) -> nn.Module:
+    """A packed layer of a format; it remembers what `unpack_layer` needs."""
+    linear = as_linear(layer)
+    packed: Any
+    if form.kind == "2:4":
+        packed = Linear24.from_linear(linear)
+    else:
+        packed = LinearBlocks.from_linear(linear, form.block, run=form.run)
+    packed.is_conv1d = is_hf_conv1d(layer)
+    packed.full_shape = getattr(layer, "full_shape", (linear.out_features, linear.in_features))
+    return packed.train(layer.training)
+
+
+def unpack_layer(layer: Any) -> nn.Module:
+    """The dense layer again, of its own kind and full size: channels that were removed are zeros at the end."""
+    linear: Any = layer.to_linear() if isinstance(layer, (Linear24, LinearBlocks)) else as_linear(layer)
+    rows, cols = getattr(layer, "full_shape", linear.weight.shape)
+    more = rows - linear.out_features, cols - linear.in_features
+    if any(more) or linear is layer:  # a new one in any case, which is as its model makes it
+        weight = nn.functional.pad(linear.weight.detach(), (0, more[1], 0, more[0]))
+        bias = None if linear.bias is None else nn.functional.pad(linear.bias.detach(), (0, more[0]))
+        linear = nn.Linear(cols, rows, bias is not None, "meta", weight.dtype)
+        linear.weight = nn.Parameter(weight)
+        linear.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    if not (is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)):
+        return linear.train(layer.training)
+    from transformers.pytorch_utils import Conv1D
+
+    result = Conv1D(rows, cols)
+    result.weight = nn.Parameter(linear.weight.detach().t().contiguous())
+    result.bias = linear.bias
+    return result.train(layer.training)

@@ -1,0 +1,107 @@
+"""What a checkpoint holds, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trisparse.prune.deploy.checkpoint import check_folder, model_class
+from trisparse.prune.deploy.checkpoint_files import names_of, read_config, read_headers, weight_files
+from trisparse.prune.deploy.formats import formats_of
+from trisparse.prune.deploy.layer_spec import misfit, tensors_of
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.layers import is_hf_conv1d, op_type
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+
+
+@dataclass
+class Row:
+    """A layer of a checkpoint: what is stored of its weight."""
+
+    name: str
+    shape: list[int]
+    format: str
+    stored: float
+    nbytes: int
+    dense_bytes: int
+    note: str = ""
+
+    def cells(self) -> list[str]:
+        """As text."""
+        share = self.nbytes / max(self.dense_bytes, 1)
+        size = f"{self.nbytes / 1024:.0f}"
+        return [
+            self.name,
+            "x".join(map(str, self.shape)),
+            self.format,
+            f"{self.stored:.2f}",
+            size,
+            f"{share:.2f}",
+            self.note,
+        ]
+
+
+def packed_rows(folder: Path) -> list[Row]:
+    """Of a compressed checkpoint, which is checked: the layers that are not as their model makes them."""
+    config, headers, names = check_folder(folder)
+    made, rows = _linear_layers(folder), []
+    for name, own in names.items():
+        spec = config["quantization_config"]["layers"][name]
+        if trouble := misfit(spec, made[name]) if name in made else "":
+            raise PruningError(f"{folder / 'config.json'}: layers: {name}: {trouble}")
+        (high, wide), (n, m) = spec["shape"], spec.get("block", (1, 1))
+        parts = [key for key in tensors_of(spec) if key != "bias"]
+        nbytes = sum(_size(headers[f"{own}.{key}"]) for key in parts)
+        full = spec["full_shape"][0] * spec["full_shape"][1] * _BYTES[headers[f"{own}.{parts[0]}"][2]]
+        stored = {"dense": 1.0, "2:4": 0.5}.get(spec["format"], spec.get("slots", 0) * n * m / max(high * wide, 1))
+        kind = spec["format"] if "block" not in spec else f"{n}x{m}"
+        fewer = [high, wide] != spec["full_shape"]
+        note = f"channels removed from {'x'.join(map(str, spec['full_shape']))}" if fewer else ""
+        rows.append(Row(name, [high, wide], kind, stored, nbytes, full, note))
+    return rows
+
+
+def dense_rows(folder: Path) -> list[Row]:
+    """Of any other: linear layers, and the smallest format that each could have."""
+    from safetensors import safe_open
+
+    headers, rows = read_headers(weight_files(folder)), []
+    made = _linear_layers(folder)
+    for key, (path, shape, dtype) in sorted(headers.items()):
+        name = key.removesuffix(".weight")
+        if len(shape) != 2 or name == key or (made and name not in made):
+            continue
+        with safe_open(path, "pt") as file:
+            weight = file.get_tensor(key)
+        if name in made and is_hf_conv1d(made[name]):
+            weight = weight.t()
+        forms = formats_of(weight) if weight.is_floating_point() else []
+        note = f"could be {forms[0]}, {forms[0].nbytes / max(weight.nbytes, 1):.2f} of dense" if forms else ""
+        kept = float((weight != 0).float().mean()) if weight.numel() else 0.0
+        size = _size((path, shape, dtype))
+        rows.append(Row(name, list(weight.shape), "dense", kept, size, size, note))
+    return rows
+
+
+def _linear_layers(folder: Path) -> dict[str, nn.Module]:
+    """The model's linear layers, without numbers, by every name that files may have for them.
+
+    Empty where the config's model can't be made: then every matrix of the files counts as one.
+    """
+    try:
+        kind = model_class(folder, read_config(folder))
+        with torch.device("meta"):
+            model = kind(kind.config_class.from_pretrained(folder))
+    except Exception:  # whatever a config of another version makes it raise; the files can still be looked into
+        return {}
+    found = {name: layer for name, layer in model.named_modules() if op_type(layer) == "Linear"}
+    return {own: layer for name, layer in found.items() for own in names_of(name, kind.base_model_prefix)}
+
+
+def _size(header: tuple[Path, list[int], str]) -> int:
+    return math.prod(header[1]) * _BYTES.get(header[2], 1)

@@ -1,0 +1,146 @@
+"""Packed and shrunken layers as a checkpoint's config describes them, and empty layers made from that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.layers import is_hf_conv1d, unwrap
+from trisparse.sparse_ops import Linear24, LinearBlocks
+
+METHOD, VERSION = "trisparse", 1
+Spec = dict[str, Any]
+
+
+def spec_of(layer: Any) -> Spec | None:
+    """What it takes to build a layer's like; None for a layer that is as its model makes it."""
+    spec: Spec
+    if isinstance(layer, LinearBlocks):
+        spec = {"format": "vectors" if layer.block[1] == 1 else "blocks", "block": list(layer.block)}
+        spec |= {"run": layer.run, "slots": len(layer.values)}
+    elif isinstance(layer, Linear24):
+        spec = {"format": "2:4"}
+    elif hasattr(layer, "full_shape"):
+        spec = {"format": "dense"}
+    else:
+        return None
+    shape = list(layer.weight.shape) if spec["format"] == "dense" else [layer.out_features, layer.in_features]
+    conv1d = is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)
+    shape = shape[::-1] if is_hf_conv1d(layer) else shape
+    full = list(getattr(layer, "full_shape", shape))
+    return {**spec, "shape": shape, "full_shape": full, "bias": layer.bias is not None, "conv1d": conv1d}
+
+
+def describe(model: nn.Module) -> Spec:
+    """The entry `quantization_config` for a model's config."""
+    found = {name: spec_of(layer) for name, layer in unwrap(model).named_modules()}
+    layers = {name: spec for name, spec in found.items() if spec is not None}
+    return {"quant_method": METHOD, "format_version": VERSION, "layers": layers}
+
+
+def note_in_config(model: nn.Module) -> None:
+    """Let a transformers model's config say how its layers are kept, so that what it saves can be loaded."""
+    bare = unwrap(model)
+    config: Any = getattr(bare, "config", None)
+    if not hasattr(config, "save_pretrained"):
+        return
+    entry = describe(bare)
+    if entry["layers"]:
+        check_config(bare)
+        config.quantization_config = entry
+    elif is_ours(getattr(config, "quantization_config", None)):
+        del config.quantization_config
+        for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # what loading set
+            bare.__dict__.pop(name, None)
+
+
+def check_config(model: nn.Module) -> None:
+    """PruningError for a model whose config says that another method quantized it."""
+    entry = getattr(getattr(unwrap(model), "config", None), "quantization_config", None)
+    if entry is not None and not is_ours(entry):
+        method = entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", entry)
+        raise PruningError(
+            f"model: its config has a quantization_config of {getattr(method, 'value', method)!r:.60}; "
+            "want a model that no other method has quantized"
+        )
+
+
+def is_ours(entry: Any) -> bool:
+    """Whether a `quantization_config`, as a dict or as an object, is of this package."""
+    return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
+
+
+def misfit(spec: Spec, layer: Any) -> str:
+    """What of a spec is not as in the layer that a model makes, or an empty string."""
+    is_conv1d = is_hf_conv1d(layer)
+    full = list(layer.weight.shape[::-1] if is_conv1d else layer.weight.shape)
+    for field, own in (("full_shape", full), ("conv1d", is_conv1d), ("bias", layer.bias is not None)):
+        if spec[field] != own:
+            return f"{field}: want {own}, as the model has it, got {spec[field]}"
+    return ""
+
+
+def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:
+    """Name -> shape and dtype of what a file holds of a layer; None for the dtype of its weight."""
+    rows, cols = spec["shape"]
+    found: dict[str, tuple[list[int], torch.dtype | None]]
+    if spec["format"] == "dense":
+        found = {"weight": ([cols, rows] if spec.get("conv1d") else [rows, cols], None)}
+    elif spec["format"] == "2:4":
+        found = {"values": ([rows, cols // 2], None), "bitmask": ([rows, -(-cols // 8)], torch.uint8)}
+    else:
+        (n, m), slots = spec["block"], spec["slots"]
+        groups, narrow = -(-rows // n), torch.int16 if -(-cols // m) < 1 << 15 else torch.int32
+        found = {"values": ([slots, n, m], None), "columns": ([slots], narrow)}
+        found |= {"pointers": ([groups + 1], torch.int32), "order": ([groups * n // spec["run"]], torch.int32)}
+    return found | ({"bias": ([rows], None)} if spec["bias"] else {})
+
+
+class PackedTensors(nn.Module):
+    """A packed layer as a file holds it, for a loader that fills parameters by name; `layer` makes the layer of it."""
+
+    def __init__(self, spec: Spec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, (shape, own) in tensors_of(spec).items():
+            tensor = torch.empty(shape, dtype=own or dtype, device="meta")
+            if own is None:
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.register_buffer(name, tensor)
+
+    @property
+    def weight(self) -> Tensor:
+        """What a model's own initialization may write to, as if it were there."""
+        return torch.empty(self.spec["shape"], device="meta")
+
+    def layer(self) -> nn.Module:
+        """The layer, checked; RuntimeError if the tensors do not make one."""
+        (rows, cols), spec = self.spec["shape"], self.spec
+        first: Any = next(iter(self.parameters()))
+        layer: Any
+        if spec["format"] == "2:4":
+            layer = Linear24(cols, rows, spec["bias"], first.device, first.dtype)
+        else:
+            block, run = tuple(spec["block"]), spec["run"]
+            layer = LinearBlocks(cols, rows, spec["bias"], first.device, first.dtype, block=block, run=run)
+        layer.load_state_dict(self.state_dict())
+        layer.is_conv1d, layer.full_shape = spec.get("conv1d", False), tuple(spec["full_shape"])
+        return layer.train(self.training)
+
+
+def shrunken(layer: Any, spec: Spec) -> nn.Module:
+    """A dense layer of the sizes of a spec, on the meta device, like the layer that the model makes."""
+    rows, cols = spec["shape"]
+    dtype = layer.weight.dtype
+    if is_hf_conv1d(layer):
+        layer.weight = nn.Parameter(torch.empty(cols, rows, dtype=dtype, device="meta"))
+        layer.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device="meta"))
+        layer.nx, layer.nf = cols, rows
+    else:
+        layer = nn.Linear(cols, rows, spec["bias"], "meta", dtype)
+    layer.full_shape = tuple(spec["full_shape"])
+    return layer

@@ -1,0 +1,110 @@
+"""The end of a run: results, pictures, and what a reader of the numbers must know besides."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+import trisparse
+from trisparse.prune.glue.metrics import majority_metrics
+from trisparse.prune.glue.output import push_to_hub, save_model, save_results
+from trisparse.prune.glue.ranks import model_state
+from trisparse.prune.glue.setup import Setup
+from trisparse.prune.pruner.layers import count_parameters
+from trisparse.prune.pruner.plots import plot_history
+from trisparse.prune.pruner.report import SparsityReport
+
+_COLLAPSED = 0.02  # this near to always giving the most frequent answer, nothing was learned
+
+
+def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -> dict[str, Any]:
+    """Write the last model, the results and the pictures; upload them if asked to. Returns the results."""
+    report = s.pruner.report() if s.pruner else None
+    results = make_results(s, progress, teacher_eval, report)
+    weights, pruner_state = model_state(s.model), s.pruner.state_dict() if s.pruner else None
+    if s.accelerator.is_main_process:
+        save_model(s.folder, s.bare, weights, s.tokenizer, pruner_state)
+        if report:
+            report.save(s.folder)
+        plot_history(progress["steps"], progress["evals"], s.task.best[0], s.folder / "history.png")
+        history = {key: value for key, value in progress.items() if key in ("steps", "evals", "masks")}
+        save_results(s.folder, results, history)
+        if report:
+            s.accelerator.print(report)
+        metrics = ", ".join(f"{key} {value:.4f}" for key, value in results["eval"].items())
+        s.accelerator.print(f"eval: {metrics}; written to {s.folder}")
+        for note in results["notes"]:
+            s.accelerator.print(note)
+        if s.args.training.push_to_hub:
+            s.accelerator.print(f"uploaded to {push_to_hub(s.folder, s.args)}")
+    s.accelerator.end_training()
+    return results
+
+
+def make_results(
+    s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float], report: SparsityReport | None
+) -> dict[str, Any]:
+    """What all_results.json holds."""
+    zeros, weights, all_zeros, everything = count_parameters(s.bare)
+    groups = s.pruner.config.groups if s.pruner else ()
+    targets = sorted({group.target_sparsity for group in groups}) or [0.0]
+    last = progress["evals"][-1]
+    metrics = {key: value for key, value in last.items() if key not in ("step", "epoch")}
+    return {
+        "task": s.task.name,
+        "pattern": " + ".join(sorted({str(group.pattern) for group in groups})) or "dense",
+        "target_sparsity": targets[0] if len(targets) == 1 else targets,
+        "eval": metrics,
+        "best_eval": progress["best"] and progress["best"]["metrics"],
+        "teacher_eval": teacher_eval,
+        "sparsity": {
+            "pruned_layers": report.pruned_layers if report else 0.0,
+            "matmul_gemm_conv": zeros / weights,
+            "all_parameters": all_zeros / everything,
+        },
+        "pattern_verified": report.pattern_verified if report else None,
+        "complete": report.complete if report else None,
+        "epochs": progress["step"] / s.plan.steps_per_epoch,
+        "train_seconds": progress["seconds"],
+        "steps_per_second": progress["step"] / progress["seconds"],
+        "device": _device(s.accelerator.device),
+        "processes": s.accelerator.num_processes,
+        "versions": _versions(),
+        "steps": s.plan.to_dict(),
+        "notes": _notes(s, progress, metrics, report),
+        "arguments": s.args.to_dict(),
+    }
+
+
+def _notes(s: Setup, progress: dict[str, Any], metrics: dict[str, float], report: SparsityReport | None) -> list[str]:
+    notes = list(report.notes) if report else []
+    if s.cooldown is not None:
+        notes.append(s.cooldown.note())
+    if progress["best"] is None:
+        notes.append("no evaluation came after the last pruning event, so there is no best model")
+    references = [row["labels"] for row in next(iter(s.validation.values())).dataset]  # type: ignore[attr-defined]
+    majority, metric = majority_metrics(s.task, references), s.task.best[0]
+    if majority and metrics[metric] <= majority[metric] + _COLLAPSED:
+        notes.append(
+            f"collapsed: {metric} {metrics[metric]:.4f} is within {_COLLAPSED} of always giving the most frequent "
+            f"answer, {majority[metric]:.4f}"
+        )
+    return notes
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "trisparse": trisparse.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "python": platform.python_version(),
+    }

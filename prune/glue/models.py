@@ -1,0 +1,116 @@
+"""Load the model, the teacher and the tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.glue.args import ModelArguments
+from trisparse.prune.glue.tasks import Task
+
+
+def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
+    """The classifier at this path, and whether its head was in the checkpoint."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        trained_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+        if trained_head and config.num_labels != task.num_labels:
+            raise PruningError(
+                f"--{flag}: {path} answers with {config.num_labels} labels, {task.name} has {task.num_labels}; "
+                f"give a model that was trained on {task.name}, or one without a head"
+            )
+        config.num_labels = task.num_labels
+        config.problem_type = "regression" if task.is_regression else "single_label_classification"
+        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype="float32")
+    except PruningError:
+        raise
+    except Exception as error:  # a broken folder fails in many ways
+        raise PruningError(f"--{flag}: {path} can't be loaded: {' '.join(str(error).split())[:200]}") from None
+    return model, trained_head
+
+
+def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module | None, Any]:
+    """Student, teacher (None without distillation) and tokenizer.
+
+    Raises:
+        PruningError: a model can't be loaded, has other labels, or can't be a teacher.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    path = args.model_name_or_path
+    assert path is not None
+    model, trained_head = _load("model_name_or_path", path, task)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=not args.use_slow_tokenizer)
+    except (OSError, ValueError) as error:
+        raise PruningError(f"--model_name_or_path: {path} has no tokenizer: {str(error).splitlines()[0]}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise PruningError(f"--model_name_or_path: {path} has no tokenizer: its vocabulary is empty")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise PruningError(f"--model_name_or_path: the tokenizer of {path} has no padding token")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if not args.distill_loss_weight:
+        return model, None, tokenizer
+
+    flag = "teacher_model_name_or_path" if args.teacher_model_name_or_path else "model_name_or_path"
+    teacher_path = args.teacher_model_name_or_path or path
+    teacher, teacher_head = _load(flag, teacher_path, task)
+    if not teacher_head:
+        raise PruningError(
+            f"--{flag}: {teacher_path} has no trained classification head to distil from; fine-tune it first "
+            "(without --do_prune and --distill_loss_weight)"
+        )
+    if args.distill_mode == "hidden" and not trained_head:
+        raise PruningError(
+            f"--model_name_or_path: {path} has no trained classification head, and matching hidden states never trains "
+            "one; start from the fine-tuned teacher, or use --distill_mode both"
+        )
+    teacher.config.pad_token_id = model.config.pad_token_id
+    if args.teacher_model_name_or_path and not _same_vocabulary(teacher_path, tokenizer):
+        raise PruningError(
+            f"--{flag}: the tokenizer of {teacher_path} is not that of {path}; it would read other words"
+        )
+    mine, theirs = model.config.hidden_size, teacher.config.hidden_size
+    if args.distill_mode != "logits" and mine != theirs:
+        raise PruningError(
+            f"--distill_mode: {args.distill_mode!r} needs equal hidden sizes, the model has {mine} and the teacher "
+            f"{theirs}; use logits"
+        )
+    return model, teacher, tokenizer
+
+
+def _same_vocabulary(path: str, tokenizer: Any) -> bool:
+    """Whether the tokenizer at this path, if there is one, gives words the same numbers."""
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        return True
+    return len(other) <= len(other.all_special_ids) or other.get_vocab() == tokenizer.get_vocab()
+
+
+def check_capacity(flag: str, model: Any, longest: int, largest_token: int) -> None:
+    """Raise PruningError if texts are longer, or token numbers larger, than the model can take."""
+    words = model.get_input_embeddings().num_embeddings
+    if largest_token >= words:
+        raise PruningError(f"--{flag}: the model knows {words} words, and the tokenizer gives number {largest_token}")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if positions and padding is not None:
+        positions -= padding + 1  # RoBERTa counts positions from behind the padding's
+    if positions and 0 < positions < longest:  # XLNet says -1: as many as one likes
+        raise PruningError(f"--max_length: texts have up to {longest} tokens, the model of --{flag} takes {positions}")

@@ -1,0 +1,177 @@
+"""Run a calibration set through a model once for each block, so that each sees what pruned blocks before it give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.evaluating import evaluating
+from trisparse.prune.pruner.layers import Layer, exact, named_layers, unwrap
+from trisparse.prune.pruner.shards import is_sharded
+
+
+class Block(NamedTuple):
+    """Layers that are pruned together, after they have all seen their inputs, and the module that they are in."""
+
+    module: nn.Module
+    layers: list[Layer]
+
+
+class _Enough(Exception):  # noqa: N818 (no error: the rest of a forward is of no interest)
+    pass
+
+
+def blocks_of(model: nn.Module, layers: Iterable[Layer]) -> list[Block]:
+    """The layers by the element of the outermost `nn.ModuleList` that they are in; any other layer is a block alone."""
+    owners: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():  # from the outside in
+        for element in module if isinstance(module, nn.ModuleList) else []:
+            for inner in element.modules():
+                owners.setdefault(inner, element)
+    blocks: dict[nn.Module, Block] = {}
+    for layer in layers:
+        owner = owners.get(layer.module, layer.module)
+        blocks.setdefault(owner, Block(owner, [])).layers.append(layer)
+    return list(blocks.values())
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, layers: Iterable[Layer], batches: Iterable[Any],
+    see: Callable[[Layer, Tensor], None], prune: Callable[[Layer], None], progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Show every layer its inputs over all batches, prune it, and go on with the next block in the order of calls.
+
+    The batches go through the dense model first, which finds that order and what cannot be calibrated; then for each
+    block once more, as far as that block. A copy of the weights is kept on the CPU, and put back if something fails.
+
+    Args:
+        model: whose forward gets the batches.
+        layers: of the model.
+        batches: keywords or positions of the model's forward; where their `attention_mask` is 0, inputs do not count.
+        see: gets each layer and inputs of it, `[tokens, in]`, for each call.
+        prune: gets each layer once its block has seen all batches.
+        progress: is told which block is at work.
+
+    Raises:
+        PruningError: no batches, such that the model does not take, or layers that see no or no finite inputs.
+    """
+    model, layers = unwrap(model), list(layers)
+    _check_weights(model, layers)
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise PruningError(f"batches: want a list or a loader of batches, got one {type(batches).__name__}")
+    data = list(batches)
+    if not data:
+        raise PruningError("batches: want at least one batch to calibrate with, got none")
+    before: dict[Layer, Tensor] = {}
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        progress(f"a first look at {len(data)} batches")
+        blocks = blocks_of(model, layers)
+        order: dict[Layer, int] = {}
+        modules = [block.module for block in blocks]
+        calls = _run_all(model, layers, data, lambda layer, x: _note(order, layer), modules)
+        try:
+            for index, block in enumerate(sorted(blocks, key=lambda b: min(order[layer] for layer in b.layers))):
+                progress(f"block {index + 1} of {len(blocks)}")
+                _run_all(model, block.layers, data, see, [block.module], calls[block.module])
+                for layer in block.layers:
+                    before[layer] = layer.weight.to("cpu", copy=True)
+                    prune(layer)
+        except BaseException:
+            for layer, weight in before.items():
+                layer.weight.copy_(weight)
+            raise
+
+
+def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
+    owners = {id(layer.weight): layer for layer in layers}
+    for name, module in named_layers(model):
+        layer = owners.get(id(module._parameters.get("weight")))
+        if layer is not None and module is not layer.module:
+            raise PruningError(
+                f"op_names: {layer.name} and {name} share a weight, and calibration looks at each layer's own inputs; "
+                f"add to excluded_op_names: {[exact(layer.name), exact(name)]}"
+            )
+    if sharded := [layer.name for layer in layers if is_sharded(layer.weight)]:
+        raise PruningError(f"model: {sharded[0]} is spread over processes; calibrate a model that is whole on each")
+
+
+def _note(order: dict[Layer, int], layer: Layer) -> None:
+    order.setdefault(layer, len(order))
+
+
+def _run_all(
+    model: nn.Module, layers: Sequence[Layer], data: Sequence[Any], see: Callable[[Layer, Tensor], None],
+    modules: Sequence[nn.Module], limit: Sequence[int] | None = None,
+) -> dict[nn.Module, list[int]]:  # fmt: skip
+    """Run every batch, until the one module was called as often as `limit` says, and count each module's calls."""
+    calls: dict[nn.Module, list[int]] = {module: [] for module in modules}
+    tokens = dict.fromkeys(layers, 0)
+    finite: dict[Layer, Tensor] = {}
+    mask: Tensor | None = None
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        calls[module][-1] += 1
+        if limit is not None and calls[module][-1] == limit[len(calls[module]) - 1]:
+            raise _Enough
+
+    def show(layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            if mask is not None and x.shape[:-1] == mask.shape:
+                x = x[mask.to(x.device)]
+            x = x.reshape(-1, x.shape[-1])
+            tokens[layer] += len(x)
+            finite[layer] = finite.get(layer, True) & x.isfinite().all()
+            see(layer, x)
+
+        return hook
+
+    handles = [module.register_forward_hook(count) for module in modules]
+    handles += [layer.module.register_forward_pre_hook(show(layer), with_kwargs=True) for layer in layers]
+    try:
+        for number, batch in enumerate(data):
+            for counted in calls.values():
+                counted.append(0)
+            mask = _mask(batch)
+            _forward(model, batch, number)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if unseen := [layer.name for layer in layers if not tokens[layer]]:
+        raise PruningError(
+            f"batches: they show no input to {', '.join(unseen)}; give more, or add to excluded_op_names: "
+            f"{[exact(name) for name in unseen]}"
+        )
+    for layer in layers:
+        if not bool(finite[layer]):
+            raise PruningError(f"{layer.name}: its inputs were not finite; calibrate in bfloat16 or float32")
+    return calls
+
+
+def _mask(batch: Any) -> Tensor | None:
+    """bool `[batch, tokens]`, what of a batch is no padding; None if nothing is."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
+
+
+def _forward(model: nn.Module, batch: Any, number: int) -> None:
+    """Run a batch, of which each time a copy is made, since a forward may write to it."""
+    try:
+        if isinstance(batch, Mapping):
+            model(**{key: _copy(value) for key, value in batch.items()})
+        else:
+            model(*[_copy(value) for value in (batch if isinstance(batch, (tuple, list)) else (batch,))])
+    except _Enough:
+        pass
+    except Exception as error:
+        raise PruningError(f"batches: the model does not take batch {number}: {one_line(error)}") from error
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

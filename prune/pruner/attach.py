@@ -1,0 +1,117 @@
+"""Let an optimizer's own step hooks drive a Pruner."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.layers import exact
+from trisparse.prune.pruner.masked_adamw import MaskedAdamW
+
+if TYPE_CHECKING:
+    from trisparse.prune.pruner.pruner import Pruner
+
+_BY_HAND = "call pruner.observe() and pruner.step() around its step instead"
+
+
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside wrappers such as accelerate's, which have no hooks that fire."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PruningError(
+            f"attach: {type(optimizer).__name__} is no torch.optim.Optimizer and has no step hooks; {_BY_HAND}"
+        )
+    return optimizer
+
+
+class Attachment:
+    """A Pruner on an optimizer's hooks, until `detach()` or the end of the `with` block."""
+
+    def __init__(self, pruner: Pruner, optimizer: Any) -> None:
+        self._pruner = pruner
+        self._optimizer = innermost(optimizer)
+        self._steps_seen = 0
+        self._skips = False
+        held = self._learning_rates()
+        missing = [layer for layer in pruner.layers if id(layer.weight) not in held]
+        if missing:
+            frozen = [exact(layer.name) for layer in missing if not layer.weight.requires_grad]
+            raise PruningError(
+                f"attach: {type(self._optimizer).__name__} does not hold {', '.join(layer.name for layer in missing)}; "
+                + (
+                    f"add to excluded_op_names those that are frozen: {frozen}"
+                    if frozen
+                    else "build it over the parameters of the model that the Pruner was given"
+                )
+            )
+        self._check_alone()
+        if isinstance(self._optimizer, MaskedAdamW):
+            self._optimizer.serve(pruner)
+        self._handles = [
+            self._optimizer.register_step_pre_hook(self._before),
+            self._optimizer.register_step_post_hook(self._after),
+        ]
+
+    def _check_alone(self) -> None:
+        """Two Pruners would each undo what the other keeps."""
+        mine = {id(layer.weight) for layer in self._pruner.layers}
+        for hook in self._optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Attachment):
+                for layer in other._pruner.layers:
+                    if id(layer.weight) in mine:
+                        raise PruningError(
+                            f"attach: another Pruner on this {type(self._optimizer).__name__} prunes {layer.name} "
+                            "already; detach() it first"
+                        )
+
+    def _learning_rates(self) -> dict[int, float]:
+        """By id of the parameter; read anew, since loading an optimizer's state replaces its groups."""
+        return {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None:
+            raise PruningError(
+                "step: step(closure) computes its gradients too late to be scored; call backward() and then step()"
+            )
+        # a fused optimizer under GradScaler is stepped with scaled gradients, also when they overflowed
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._skips = found_inf is not None and bool(found_inf != 0)
+        if not self._skips:
+            scale = getattr(optimizer, "grad_scale", None)
+            self._pruner.observe(grad_scale=1.0 if scale is None else float(scale))
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if not self._skips:
+            shrinks = any(group.reg_type is not None for group in self._pruner.config.groups)
+            rates = self._learning_rates() if shrinks else {}
+            self._pruner.step(lr=lambda layer: rates[id(layer.weight)])
+        self._steps_seen += 1
+
+    def detach(self) -> None:
+        """Remove the hooks; the masks stay as they are, and are no longer held."""
+        for handle in self._handles:
+            handle.remove()
+        if isinstance(self._optimizer, MaskedAdamW) and self._optimizer.pruner is self._pruner:
+            self._optimizer.serve(None)  # but not when another Pruner came after a first detach()
+        if self._pruner._attached is self:
+            self._pruner._attached = None
+            self._pruner._observed = False  # a step that broke off between the hooks is forgotten
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+        if kind is None and not self._steps_seen:
+            raise PruningError(
+                f"attach: {type(self._optimizer).__name__} made no step inside the with block; "
+                f"is another optimizer stepped, or its hooks bypassed? {_BY_HAND}"
+            )

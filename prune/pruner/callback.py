@@ -1,0 +1,139 @@
+"""Prune inside `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.files import atomic_save
+from trisparse.prune.pruner.attach import Attachment
+from trisparse.prune.pruner.pruner import Pruner
+from trisparse.prune.pruner.report import SparsityReport
+from trisparse.prune.pruner.shards import is_sharded
+
+_STATE = "pruner.pt"
+_TRAINER_STEP = "trainer_step"
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes while a Trainer trains: `Trainer(..., callbacks=[PruningCallback(config)])`.
+
+    Steps are optimizer steps, whatever the gradient accumulation; those that a loss scaler skips do not count. Mixed
+    precision, checkpoints and resuming work as without it. Each checkpoint gets the Pruner's state in `pruner.pt`, each
+    entry of the log the sparsity. The Trainer does not say which checkpoint it resumes from: it is looked for in
+    `output_dir`, unless `TrainingArguments(resume_from_checkpoint=...)` names another folder, too.
+
+    Args:
+        config: what to prune, how far and when.
+
+    Attributes:
+        pruner: made when training begins.
+        report: zeros per layer, counted when training has ended; it says whether the schedule was complete.
+    """
+
+    def __init__(self, config: PruningConfig) -> None:
+        if not isinstance(config, PruningConfig):
+            raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
+        self.config = config
+        self.pruner: Pruner | None = None
+        self.report: SparsityReport | None = None
+        self._attachment: Attachment | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Build the Pruner over the prepared model, restore it if the Trainer resumes, and attach it.
+
+        Raises:
+            PruningError: settings that go against each other, or a checkpoint without a Pruner's state or with that of
+                another run.
+        """
+        if self._attachment is not None:  # of a training that broke off
+            self._attachment.detach()
+            self._attachment = None
+        last = max(group.end_step or 0 for group in self.config.groups)
+        if state.max_steps is not None and last > state.max_steps:
+            raise PruningError(
+                f"end_step: want at most {state.max_steps}, the steps that the Trainer makes, got {last}"
+            )
+        if args.load_best_model_at_end:
+            raise PruningError(
+                "load_best_model_at_end: want False, got True; it could bring back weights from before the last event"
+            )
+        if state.is_hyper_param_search and args.save_strategy != "no":
+            raise PruningError(
+                "save_strategy: want 'no' in hyperparameter_search, whose checkpoints the Trainer does not name"
+            )
+        model = kwargs["model"]
+        # it comes without the wrapper that would tell the Pruner of the other processes
+        has_copies = args.world_size > 1 and not any(map(is_sharded, model.parameters()))
+        replicas = torch.distributed.group.WORLD if has_copies else None
+        pruner = Pruner(model, self.config, replicas)
+        if state.global_step:
+            _restore(pruner, _resumed_folder(args, state) / _STATE, state.global_step)
+        self._attachment = pruner.attach(kwargs["optimizer"])
+        self.pruner, self.report = pruner, None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the Pruner's state into the Trainer's checkpoint."""
+        if self.pruner is None:
+            return
+        whole = self.pruner.state_dict()  # to which all processes add their part
+        whole[_TRAINER_STEP] = state.global_step  # which counts skipped steps, too
+        if state.is_world_process_zero:
+            atomic_save(_folder(args, state) / _STATE, lambda path: torch.save(whole, path))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the sparsity that the masks have to the log, and to what callbacks after this one get of it."""
+        if self.pruner is not None and self._attachment is not None and state.log_history:
+            state.log_history[-1]["sparsity"] = kwargs["logs"]["sparsity"] = self.pruner.sparsity()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Detach, count zeros, and warn if skipped steps were missing at the end."""
+        if self._attachment is not None and self.pruner is not None:
+            self._attachment.detach()
+            self._attachment = None
+            self.report = self.pruner.report()
+            skipped = state.global_step - self.pruner.step_count
+            if skipped and not self.pruner.masks_are_final and state.global_step >= state.max_steps:
+                warnings.warn(
+                    f"end_step: the loss scaler skipped {skipped} of {state.global_step} steps, so the last event did "
+                    f"not come; want at most {self.pruner.step_count}",
+                    stacklevel=2,
+                )
+
+
+def _restore(pruner: Pruner, path: Path, step: int) -> None:
+    elsewhere = "if the Trainer resumes from another folder, set resume_from_checkpoint of TrainingArguments to it, too"
+    if not path.is_file():
+        raise PruningError(f"{path}: is missing, so pruning cannot go on from step {step}; {elsewhere}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved_step = saved.pop(_TRAINER_STEP)
+    except Exception as error:
+        raise PruningError(f"{path}: is damaged: {one_line(error)}") from error
+    if saved_step != step:
+        raise PruningError(f"{path}: is of step {saved_step}, the Trainer goes on from {step}; {elsewhere}")
+    pruner.load_state_dict(saved)
+    try:
+        pruner.report()
+    except PruningError as error:
+        raise PruningError(f"{path}: is not of the weights that the Trainer loaded ({error}); {elsewhere}") from None
+
+
+def _resumed_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    given = args.resume_from_checkpoint
+    return Path(given) if given and Path(given).is_dir() else _folder(args, state)
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Of the Trainer's checkpoint at this step."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

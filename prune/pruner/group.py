@@ -1,0 +1,309 @@
+"""The state of one group of layers: scores, masks, and what happens to them at an event."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trisparse.prune.config.config import GroupConfig
+from trisparse.prune.config.schedules import event_at, sparsity_at
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.lasso import shrink_units
+from trisparse.prune.pruner.layers import Layer, exact
+from trisparse.prune.pruner.nm_groups import best_of_groups, group_costs
+from trisparse.prune.pruner.progressive import PARTS, Parts
+from trisparse.prune.pruner.selection import Selection
+from trisparse.prune.pruner.shards import Exchange, local
+from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
+from trisparse.sparse_ops.units import expand_units, matrix_shape
+
+_EACH = (1, 1)  # the block of a mask with one value a weight
+
+
+class PrunedGroup:
+    """Scores and masks of the layers of one group.
+
+    Attributes:
+        units: bool unit masks, True = kept; for N:M a kept group is one that is still dense.
+        choices: for N:M the bool masks per weight, else empty.
+        scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
+        parts: the event whose units are still going, for progressive pruning.
+    """
+
+    def __init__(self, config: GroupConfig, layers: Sequence[Layer]) -> None:
+        self.config = config
+        self.layers = list(layers)
+        self.blocks = [layer.block for layer in layers]
+        self.sizes = [layer.unit_size for layer in layers]
+        self.is_nm = config.pattern.is_nm
+        self.units = [_full(layer, layer.grid, True) for layer in layers]
+        self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
+        self.scores: list[Tensor] = []
+        self.seen = torch.zeros(len(layers), dtype=torch.bool, device=_device(self.layers))
+        self._is_all_seen = False
+        self.parts: Parts | None = None
+        units = [layer.unit_rows.total * layer.grid[1] for layer in layers]
+        weights = [layer.weight.numel() for layer in layers]
+        self.exchange = Exchange(_shard_group(self.layers))
+        self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
+        self._views = [layer.view for layer in layers]
+        self._plans: defaultdict[str, Plan] = defaultdict(Plan)
+        self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
+        self._due_scale: float | None = None  # of gradients that the next `step_adamw` is to score
+        self._is_masked = False  # by that pass, with the masks in force
+        self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
+        self.active = False
+        if config.is_lock or config.lock_init_sparsity:
+            self._lock()
+
+    def _lock(self) -> None:
+        """Take the masks from the weights: what is zero now is pruned."""
+        for i, layer in enumerate(self.layers):
+            nonzero = (layer.view.flatten(1) != 0).contiguous()
+            rows, cols = layer.grid
+            n, m = self.blocks[i]
+            alive = nonzero.view(rows, n, cols, m).sum((1, 3))
+            self.units[i] = alive > (self.config.pattern.n if self.is_nm else 0)
+            if self.is_nm:
+                self.choices[i] = nonzero
+        self.active = True
+
+    @property
+    def views(self) -> list[Tensor]:
+        """The weights as units see them, also after `weight.data` was set to another tensor."""
+        weights = (local(layer.weight) for layer in self.layers)
+        if any(v.data_ptr() != weight.data_ptr() for v, weight in zip(self._views, weights, strict=True)):
+            self._views = [layer.view for layer in self.layers]
+        return self._views
+
+    @property
+    def score_blocks(self) -> list[tuple[int, int]]:
+        return [_EACH] * len(self.layers) if self.is_nm else self.blocks
+
+    def new_scores(self) -> list[Tensor]:
+        """Zeros, one for each unit or, for N:M, each weight."""
+        shapes = [_matrix(layer) if self.is_nm else layer.grid for layer in self.layers]
+        return [_full(layer, shape, 0.0) for layer, shape in zip(self.layers, shapes, strict=True)]
+
+    def sparsity(self, step: int) -> float | None:
+        """The sparsity that the event at this step asks for; None without an event that prunes."""
+        if self.config.is_lock:
+            return None
+        event = event_at(step, *self.config.window)
+        if event is None:
+            return None
+        c = self.config
+        return sparsity_at(c.sparsity_decay_type, c.target_sparsity, event, c.last_event) or None
+
+    def observe(self, step: int, grad_scale: float) -> None:
+        """Score the gradients of the optimizer step that will be number `step`."""
+        c = self.config
+        if not c.needs_gradient:
+            return
+        if c.criterion == "snip_momentum":
+            if step > self._last_event_step:
+                return
+        elif self.sparsity(step) is None:
+            return
+        if self.is_stepped_here:
+            self._due_scale = grad_scale
+        else:
+            self.score(grad_scale)
+
+    def step_adamw(self, rates: Mapping[int, list[float]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
+        """Step the weights that have rates, by id; score them and mask them on the way if it is time for that."""
+        c = self.config
+        steps = [id(layer.weight) in rates for layer in self.layers]
+        if not any(steps):
+            return
+        none = [0.0] * len(next(iter(rates.values())))
+        table = torch.tensor([rates.get(id(layer.weight), none) for layer in self.layers], dtype=torch.float64)
+        device = self.seen.device
+        is_due, self._due_scale, scale = self._due_scale is not None, None, self._due_scale
+        if is_due and not self.scores:
+            self.scores = self.new_scores()
+        self._is_masked = self.active and self.parts is None and all(steps)
+        masks = self.choices if self.is_nm else self.units
+
+        def moments(name: str) -> list[Tensor]:
+            return [
+                layer.unit_view(state[layer.weight][name]) if steps[i] else self.views[i]
+                for i, layer in enumerate(self.layers)
+            ]
+
+        masked_adamw(
+            self.views,
+            [layer.grad_view if steps[i] else None for i, layer in enumerate(self.layers)],
+            moments("exp_avg"),
+            moments("exp_avg_sq"),
+            table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True),
+            self.scores if is_due else [],
+            masks if self._is_masked else [],
+            self.score_blocks,
+            self.seen,
+            c.criterion if c.needs_gradient else "snip",
+            c.criterion_reduce_type,
+            grad_scale=scale or 1.0,
+            plan=self._plans[f"adamw, score {is_due}, mask {self._is_masked}"],
+        )
+
+    def score(self, grad_scale: float = 1.0) -> None:
+        """Score the gradients; work for the device only, that a CUDA graph can hold if it is not the first."""
+        c = self.config
+        if not self.scores:
+            self.scores = self.new_scores()
+        score_units(
+            self.scores,
+            self.views,
+            self.exchange.finite([layer.grad_view for layer in self.layers]),
+            self.score_blocks,
+            self.seen,
+            c.criterion,
+            c.criterion_reduce_type,
+            grad_scale=grad_scale,
+            plan=self._plans["score"],
+        )
+
+    def fire(self, step: int) -> None:
+        """Choose new masks if an event falls on this step, or move on with the parts of the last one."""
+        c = self.config
+        if c.is_lock:
+            return
+        sparsity = self.sparsity(step)
+        if sparsity is not None:
+            self.selection.ask(sparsity)
+            before = [mask.clone() for mask in self.units] if c.is_progressive else []
+            scores = self.prune()
+            if c.is_progressive:
+                self.parts = Parts.of_event(step, scores, before, self.units, self._first_units, self.exchange)
+                self._shown = None
+            if step >= self._last_event_step:
+                self.scores = []
+        if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == PARTS):
+            self.parts = None
+
+    def prune(self) -> list[Tensor]:
+        """Choose masks as `selection` was asked to; work for the device only. Returns the scores it went by."""
+        c = self.config
+        scores = self.scores
+        if not c.needs_gradient:
+            scores = self.new_scores()
+            none: list[Tensor | None] = [None] * len(scores)
+            score_units(
+                scores, self.views, none, self.score_blocks, torch.zeros_like(self.seen), "magnitude",
+                c.criterion_reduce_type, plan=self._plans["magnitude"],
+            )  # fmt: skip
+        if self.is_nm:
+            self._prune_nm(scores)
+        else:
+            self.selection.run(scores, self.units, self._plans["select"])
+        self.active, self._is_masked = True, False
+        return scores
+
+    def _prune_nm(self, scores: Sequence[Tensor]) -> None:
+        n, m = self.config.pattern.n, self.config.pattern.m
+        locked = self.choices if self.config.lock_init_sparsity else None
+        best = best_of_groups(scores, locked, n, m)
+        costs = [  # layer by layer: copies of all at once would take as much memory as the scores
+            group_costs(score, keep, m, self._plans[f"cost of layer {i}"])
+            for i, (score, keep) in enumerate(zip(scores, best, strict=True))
+        ]
+        before = [mask.clone() for mask in self.units]
+        self.selection.run(costs, self.units, self._plans["select"])
+        for choice, keep, was, now in zip(self.choices, best, before, self.units, strict=True):
+            choice &= keep | ~expand_units(was & ~now, (1, m))  # made once, when the group is pruned
+
+    def check_scored(self, step: int) -> None:
+        """Raise PruningError if an event at this step would prune layers that have no score."""
+        if not self.config.needs_gradient or self._is_all_seen or self.sparsity(step) is None:
+            return
+        seen = self.exchange.any(self.seen).tolist()
+        missing = [layer.name for layer, is_seen in zip(self.layers, seen, strict=True) if not is_seen]
+        self._is_all_seen = not missing  # which spares later events a wait for the device
+        if missing:
+            when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
+            raise PruningError(
+                f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
+                f"came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
+            )
+
+    def masks_are_final(self, step: int) -> bool:
+        """Whether no event and no part of one is still to come."""
+        return self.config.is_lock or (step >= self._last_event_step and self.parts is None)
+
+    @property
+    def _last_event_step(self) -> int:
+        start, _, frequency = self.config.window
+        return start + self.config.last_event * frequency
+
+    def write_masks(self, step: int) -> None:
+        """Zero the pruned weights in place."""
+        if self.active and not self._is_masked:
+            masks, blocks = self.masks(step)
+            apply_masks(self.views, masks, blocks, self._plans["units" if masks is self.units else "weights"])
+        self._is_masked = False
+
+    def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """The masks in force after this many steps, and the block that each of their values covers."""
+        each = [_EACH] * len(self.layers)
+        if self.is_nm:
+            return self.choices, each
+        if self.parts is None:
+            return self.units, self.blocks
+        due = self.parts.due(step, self.config.pruning_frequency)
+        if self._shown is None or self._shown[0] != due:
+            self._shown = due, self.parts.masks(due, self.units, self.blocks, self._first_units)
+        return self._shown[1], each
+
+    def shrink(self, step: int, lr_of: Callable[[Layer], float]) -> None:
+        """Group lasso, from start to end."""
+        c = self.config
+        if c.reg_coeff is not None and c.window[0] <= step <= c.window[1]:
+            for layer, view, block in zip(self.layers, self.views, self.blocks, strict=True):
+                shrink_units(view, block, lr_of(layer) * c.reg_coeff)
+
+    def forget_shown(self) -> None:
+        """To be called when masks, scores or parts were set from outside."""
+        self._is_all_seen = False
+        self._shown = None
+
+    @property
+    def _first_units(self) -> list[int]:
+        """Number of the first unit of each layer that this process holds."""
+        return [layer.unit_rows.first * layer.grid[1] for layer in self.layers]
+
+
+def _shard_group(layers: Sequence[Layer]) -> Any:
+    """The processes among which the rows of all these layers are spread, or None for whole ones."""
+    groups = {id(layer.rows.group): layer for layer in layers}
+    if len(groups) > 1:
+        one, other, *_ = groups.values()
+        raise PruningError(
+            f"op_names: one group's layers compete among the same processes, and {one.name} and {other.name} are "
+            "spread over different ones; fully_shard the whole model, or give them groups of their own"
+        )
+    return layers[0].rows.group
+
+
+def _device(layers: Sequence[Layer]) -> torch.device:
+    devices = {layer.weight.device: layer.name for layer in layers}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise PruningError(
+            f"op_names: one group's layers compete on one device, but there is {where}; "
+            "give the layers of each device a group of their own"
+        )
+    return next(iter(devices))
+
+
+def _matrix(layer: Layer) -> tuple[int, int]:
+    return matrix_shape(layer.view)
+
+
+def _full(layer: Layer, shape: tuple[int, int], value: bool | float) -> Tensor:
+    dtype = torch.bool if isinstance(value, bool) else torch.float32
+    return torch.full(shape, value, dtype=dtype, device=layer.weight.device)

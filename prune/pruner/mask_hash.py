@@ -1,0 +1,38 @@
+"""A number that tells masks apart, however the layers are spread over processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from trisparse.prune.pruner.group import PrunedGroup
+
+# odd 63-bit constants of SplitMix64 (Steele, Lea, Flood 2014)
+_MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
+_BITS = 2**63 - 1
+
+
+def mask_hash(groups: list[PrunedGroup], step: int) -> int:
+    """Hash of the masks in force after this many steps, 63 bits; all processes of a sharded group make this call."""
+    total = 0
+    for number, group in enumerate(groups):
+        masks, blocks = group.masks(step)
+        sums = []
+        for layer, mask, (height, _) in zip(group.layers, masks, blocks, strict=True):
+            first = layer.rows.first // height * mask.shape[1]
+            sums.append(_weigh(mask, first))
+        for i, part in enumerate(group.exchange.sum(sums)):
+            total += (part & _BITS) * (_MIX[0] + 2 * (1000 * number + i))
+    return total & _BITS
+
+
+def _weigh(mask: Tensor, first: int) -> int:
+    """Sum of a pseudorandom number for each place that is kept, counted from `first`; wraps around."""
+    place = torch.arange(first, first + mask.numel(), device=mask.device)
+    mixed = (place + 1) * _MIX[0]
+    mixed = (mixed ^ (mixed >> 30)) * _MIX[1]
+    mixed = (mixed ^ (mixed >> 27)) * _MIX[2]
+    return int((mixed ^ (mixed >> 31))[mask.flatten()].sum())

@@ -1,0 +1,139 @@
+"""AdamW that scores and masks in the pass that steps the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from trisparse.prune.errors import PruningError
+from trisparse.sparse_ops.masked_adamw import DTYPES, adamw_rates
+
+if TYPE_CHECKING:
+    from trisparse.prune.pruner.pruner import Pruner
+
+_REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
+
+
+class MaskedAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` for a Pruner: `pruner.attach(optimizer)`, and pruned weights are scored, stepped and
+    masked in one pass over memory, by one launch on a GPU. All other parameters, and all before `attach`, are
+    stepped by torch's own AdamW. The state is that of `torch.optim.AdamW`, and either can load the other's.
+
+    Args:
+        params: as `torch.optim.AdamW`.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times lr.
+        options: further options of `torch.optim.AdamW`, also in parameter groups; amsgrad, maximize, capturable,
+            differentiable and fused are refused.
+
+    Raises:
+        PruningError: an option that has no fused step.
+
+    Example:
+        >>> from trisparse import MaskedAdamW, Pruner, PruningConfig
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = MaskedAdamW(model.parameters(), lr=0.1)
+        >>> pruner = Pruner(model, PruningConfig(target_sparsity=0.5, start_step=1, end_step=2))
+        >>> with pruner.attach(optimizer):
+        ...     for _ in range(2):
+        ...         model(torch.randn(4, 8)).square().sum().backward()
+        ...         optimizer.step()
+        >>> int((model[0].weight == 0).sum())
+        32
+    """
+
+    pruner: Pruner | None = None
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+        for group in self.param_groups:
+            if wrong := [name for name in _REFUSED if group.get(name)]:
+                raise PruningError(f"{wrong[0]}: MaskedAdamW has no step with {wrong[0]}; use torch.optim.AdamW")
+
+    def serve(self, pruner: Pruner | None) -> None:
+        """Score and mask for this Pruner from now on, or for none; `Pruner.attach` calls it.
+
+        Raises:
+            PruningError: it serves another, or a weight is of a dtype that the pass does not compute in.
+        """
+        if pruner and self.pruner:
+            raise PruningError("attach: MaskedAdamW serves a Pruner already; prune all groups by one config")
+        for layer in pruner.layers if pruner else []:
+            if layer.rows.group is not None:
+                raise PruningError(
+                    f"attach: {layer.name} is sharded, which MaskedAdamW cannot step; use torch.optim.AdamW"
+                )
+            if layer.weight.dtype not in DTYPES:
+                raise PruningError(
+                    f"attach: {layer.name} is {layer.weight.dtype}, and MaskedAdamW computes in float32; "
+                    "use torch.optim.AdamW"
+                )
+        if served := pruner or self.pruner:
+            for group in served.groups:
+                group.is_stepped_here = pruner is not None
+        self.pruner = pruner
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        pruned = {id(layer.weight) for layer in self.pruner.layers} if self.pruner else set()
+        rates: dict[int, list[float]] = {}
+        for group in self.param_groups:
+            found = [p for p in group["params"] if p.grad is not None]
+            self._step_rest(group, [p for p in found if id(p) not in pruned])
+            for p in found:
+                if id(p) in pruned:
+                    count = self._state_of(p)["step"].add_(1)
+                    rates[id(p)] = adamw_rates(
+                        float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], int(count)
+                    )
+        for pruned_group in self.pruner.groups if self.pruner else []:
+            pruned_group.step_adamw(rates, self.state)
+        return loss
+
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state["step"] = state["step"].cpu()  # as a fused AdamW, whose state was loaded, does not have it
+        return state
+
+    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        states = [self._state_of(p) for p in params]
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=group["foreach"],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )

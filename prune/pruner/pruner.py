@@ -1,0 +1,275 @@
+"""The Pruner: watches gradients, counts optimizer steps, and prunes when the schedule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.attach import Attachment
+from trisparse.prune.pruner.group import PrunedGroup
+from trisparse.prune.pruner.group_state import group_state, load_group_state
+from trisparse.prune.pruner.layers import Layer, find_layers
+from trisparse.prune.pruner.mask_hash import mask_hash
+from trisparse.prune.pruner.report import SparsityReport, make_report
+from trisparse.prune.pruner.shards import Exchange, data_parallel_group, local, reshard, spread_like
+
+_STATE_VERSION = 1
+
+
+class Pruner:
+    """Prune a model while it trains.
+
+    The order of a step is: backward, `observe()`, optimizer step, `step()`. `attach(optimizer)` makes
+    both calls through the optimizer's own hooks. Nothing happens in a forward, so evaluation is free of
+    side effects. Weights are zeroed in place; their storage never moves.
+
+    Args:
+        model: on its device and prepared; wrappers of `torch.compile` and data parallelism are looked through, weights
+            that `fully_shard` has spread over processes are pruned where they are.
+        config: what to prune, how far and when.
+        replicas: the `torch.distributed` group of processes that hold copies of the model, whose masks are compared
+            after every event. Found without it under DistributedDataParallel and `fully_shard`.
+
+    Raises:
+        PruningError: what the config asks for does not fit the model.
+
+    Attributes:
+        step_count: optimizer steps so far.
+        groups: the state of each group of the config.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> config = PruningConfig(pattern="4x1", target_sparsity=0.5, start_step=1, end_step=2)
+        >>> pruner = Pruner(model, config)
+        >>> with pruner.attach(optimizer):
+        ...     for _ in range(2):
+        ...         model(torch.randn(4, 8)).square().sum().backward()
+        ...         optimizer.step()
+        >>> int((model[0].weight == 0).sum())
+        32
+    """
+
+    def __init__(self, model: nn.Module, config: PruningConfig, replicas: Any = None) -> None:
+        if not isinstance(config, PruningConfig):
+            raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
+        self.model = model
+        self.config = config
+        reshard(model)  # after an evaluation, layers would be found whole
+        self.groups = [
+            PrunedGroup(group, layers)
+            for group, layers in zip(config.groups, find_layers(model, config.groups), strict=True)
+        ]
+        found = [layer.rows.replicas for layer in self.layers if layer.rows.replicas is not None]
+        self._replicas = Exchange(replicas or data_parallel_group(model) or (found[0] if found else None))
+        self.step_count = 0
+        self._started = False
+        self._observed = False
+        self._attached: Attachment | None = None
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for group in self.groups for layer in group.layers]
+
+    def start(self) -> None:
+        """Fire the event at step 0, if there is one. Once; `attach` does it for you."""
+        if not self._started:
+            self._started = True
+            self._prune()
+
+    @torch.no_grad()
+    def observe(self, *, grad_scale: float = 1.0) -> None:
+        """Score this step's gradients. Call it between backward and the optimizer's step.
+
+        Args:
+            grad_scale: what a gradient scaler has multiplied the gradients by, 1 if they are unscaled.
+
+        Raises:
+            PruningError: called twice without `step()`, before a due `start()`, or a weight was replaced.
+        """
+        if self._observed:
+            raise PruningError("observe: called twice without step(); call step() after every optimizer step")
+        if not self._started and any(group.sparsity(0) is not None for group in self.groups):
+            raise PruningError("observe: an event is due at step 0; call start() before the first forward")
+        self._check_weights()
+        for group in self.groups:
+            group.observe(self.step_count + 1, grad_scale)
+        self._observed = True
+
+    @torch.no_grad()
+    def step(self, *, lr: float | Callable[[Layer], float] | None = None) -> None:
+        """Count one optimizer step, choose new masks when an event is due, and zero what is pruned.
+
+        Args:
+            lr: learning rate of the step just made, for `reg_type: group_lasso`; `attach` knows it.
+
+        Raises:
+            PruningError: called without `observe()`, no lr for group lasso, or layers without a score.
+        """
+        if not self._observed:
+            raise PruningError("step: called without observe(); call observe() before the optimizer's step")
+        self._observed = False
+        self._started = True
+        self.step_count += 1
+        for group in self.groups:
+            if group.config.reg_type is not None:
+                group.shrink(self.step_count, _lr_of(lr))
+        self._prune()
+
+    @torch.no_grad()
+    def _prune(self) -> None:
+        self._check_weights()
+        for group in self.groups:
+            group.check_scored(self.step_count)
+        for group in self.groups:
+            group.fire(self.step_count)
+        if any(group.sparsity(self.step_count) is not None for group in self.groups):
+            self._check_replicas()
+        for group in self.groups:
+            group.write_masks(self.step_count)
+
+    def _check_replicas(self) -> None:
+        if self._replicas.group is not None and not self._replicas.agree(self.mask_hash()):
+            raise PruningError(
+                f"masks: the processes chose different ones at step {self.step_count}; each must have the same weights "
+                "and the same reduced gradients: prepare the model before the Pruner, and step all processes alike"
+            )
+
+    def mask_hash(self) -> int:
+        """A number of 63 bits that is the same for the same masks, on one process or spread over many."""
+        return mask_hash(self.groups, self.step_count)
+
+    def _check_weights(self) -> None:
+        if any(layer.rows.group is not None for layer in self.layers):
+            reshard(self.model)
+        for group in self.groups:
+            for layer in group.layers:
+                if (
+                    layer.module._parameters.get("weight") is not layer.weight
+                    or layer.weight.device != group.seen.device
+                ):
+                    raise PruningError(
+                        f"{layer.name}.weight: was replaced or moved after the Pruner was built; "
+                        "build the Pruner after .to(), prepare() and the like"
+                    )
+
+    def attach(self, optimizer: Any) -> Attachment:
+        """Call `observe` and `step` from the optimizer's own hooks, from now on.
+
+        Args:
+            optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`.
+
+        Returns:
+            A context manager that detaches on leaving; it also has `.detach()`.
+
+        Raises:
+            PruningError: an optimizer without step hooks or without one of the pruned weights, or a second attach.
+        """
+        if self._attached is not None:
+            raise PruningError("attach: this Pruner is attached already; detach() first")
+        self._attached = Attachment(self, optimizer)
+        self.start()
+        return self._attached
+
+    def masks(self) -> dict[str, Tensor]:
+        """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""
+        self._check_weights()
+        found = {}
+        for group in self.groups:
+            masks, blocks = group.masks(self.step_count)
+            for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
+                full = torch.empty(local(layer.weight).shape, dtype=torch.bool, device=mask.device)
+                view = layer.unit_view(full)
+                rows, cols = mask.shape
+                wide = mask[:, None, :, None].expand(rows, n, cols, m).reshape(view.shape)
+                view.copy_(wide)
+                found[layer.name] = spread_like(full, layer.weight)
+        return found
+
+    @property
+    def masks_are_final(self) -> bool:
+        """Whether the last event of every group is past."""
+        return all(group.masks_are_final(self.step_count) for group in self.groups)
+
+    def sparsity(self) -> float:
+        """Fraction of the groups' weights that the masks prune, without a look at the weights."""
+        return sum(self.pruned_weights().values()) / sum(layer.weight.numel() for layer in self.layers)
+
+    def pruned_weights(self) -> dict[str, int]:
+        """Name of each layer -> how many of its weights the masks prune; waits for the device once a group."""
+        pruned: dict[str, int] = {}
+        for group in self.groups:
+            masks, blocks = group.masks(self.step_count)
+            kept = torch.stack([mask.sum() for mask in masks]).tolist()
+            mine = [(mask.numel() - count) * n * m for mask, count, (n, m) in zip(masks, kept, blocks, strict=True)]
+            pruned |= dict(zip([layer.name for layer in group.layers], group.exchange.sum(mine), strict=True))
+        return pruned
+
+    def report(self) -> SparsityReport:
+        """Zeros per layer and in total, counted in the weights.
+
+        Raises:
+            PruningError: a weight is not zero where its mask says pruned.
+        """
+        return make_report(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, masks as bits and scores; tensors and plain values that `torch.load` reads with weights_only.
+
+        It is of the whole model: where weights are sharded, all processes make this call, get the same, and any number
+        of processes can load it.
+        """
+        return {
+            "version": _STATE_VERSION,
+            "config": self.config.to_dict(),
+            "layers": [[[layer.name, list(layer.weight.shape)] for layer in group.layers] for group in self.groups],
+            "step_count": self.step_count,
+            "started": self._started,
+            "groups": [group_state(group) for group in self.groups],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the weights are the caller's to restore.
+
+        Raises:
+            PruningError: the state is of another config or another model.
+        """
+        if not isinstance(state, dict):
+            raise PruningError(f"state: want what state_dict gave, got a {type(state).__name__}")
+        mine = self.state_dict()
+        if state.get("version") != _STATE_VERSION:
+            raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
+        if lacking := [key for key in mine if key not in state]:
+            raise PruningError(f"state: is no Pruner's state, it lacks {', '.join(lacking)}")
+        if len(state["config"]) != len(mine["config"]):
+            raise PruningError(
+                f"state: of another config: it has {len(state['config'])} groups, this one {len(mine['config'])}"
+            )
+        for index, (saved, own) in enumerate(zip(state["config"], mine["config"], strict=True)):
+            for key in own:
+                if saved.get(key) != own[key]:
+                    raise PruningError(
+                        f"state: of another config: group {index} was saved with {key} {saved.get(key)!r}, "
+                        f"this one has {own[key]!r}; resume with the same settings"
+                    )
+        if state["layers"] != mine["layers"]:
+            raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
+        self.step_count = state["step_count"]
+        self._started = state["started"]
+        self._observed = False
+        for group, saved in zip(self.groups, state["groups"], strict=True):
+            load_group_state(group, saved)
+
+
+def _lr_of(lr: float | Callable[[Layer], float] | None) -> Callable[[Layer], float]:
+    if lr is None:
+        raise PruningError("lr: group_lasso needs the learning rate; use attach(optimizer) or step(lr=...)")
+    if callable(lr):
+        return lr
+    value = lr
+    return lambda layer: value

@@ -1,0 +1,163 @@
+"""What is zero, counted in the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.files import atomic_write
+from trisparse.prune.pruner.layers import count_parameters, find_head
+from trisparse.prune.pruner.shards import local
+
+if TYPE_CHECKING:
+    from trisparse.prune.pruner.group import PrunedGroup
+    from trisparse.prune.pruner.pruner import Pruner
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One pruned layer. `extra_zeros` are zero though kept; `verified`: its zeros are whole units."""
+
+    name: str
+    pattern: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+    extra_zeros: int
+    verified: bool
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Print it, or take `to_dict()`; `save(dir)` writes sparsity.json and sparsity.png.
+
+    Attributes:
+        layers: one row a pruned layer.
+        pruned_layers: zeros / weights of the pruned layers.
+        matmul_gemm_conv: zeros / weights of all Linear and Conv layers.
+        all_parameters: zeros / numbers in all parameters.
+        pattern_verified: every zero that a mask asks for lies in a whole unit; for N:M every group has
+            at most N nonzero weights.
+        complete: the schedule has ended.
+        head: the layer that was left dense as the classification head, if any.
+        notes: what a reader should know besides.
+    """
+
+    layers: tuple[LayerRow, ...]
+    pruned_layers: float
+    matmul_gemm_conv: float
+    all_parameters: float
+    pattern_verified: bool
+    complete: bool
+    head: str | None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.layers)
+        lines = [f"{'layer':<{width}}  {'pattern':>10}  {'shape':>14}  {'zeros':>10}  {'extra':>6}  sparsity"]
+        lines += [
+            f"{row.name:<{width}}  {row.pattern:>10}  {'x'.join(map(str, row.shape)):>14}  {row.zeros:>10}  "
+            f"{row.extra_zeros:>6}  {row.sparsity:8.4f}"
+            for row in self.layers
+        ]
+        lines += [
+            f"pruned layers {self.pruned_layers:.4f}",
+            f"Element-wise/matmul, Gemm, conv ratio {self.matmul_gemm_conv:.4f}",
+            f"all parameters {self.all_parameters:.4f}",
+            f"pattern verified: {'yes' if self.pattern_verified else 'no'}; "
+            f"schedule complete: {'yes' if self.complete else 'no'}; head left dense: {self.head or 'none'}",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = dataclasses.asdict(self)
+        values["layers"] = [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in self.layers]
+        return values
+
+    def save(self, directory: str | Path) -> None:
+        """Write sparsity.json, and sparsity.png where matplotlib is installed."""
+        from trisparse.prune.pruner.plots import plot_sparsity
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        atomic_write(directory / "sparsity.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        plot_sparsity(self, directory / "sparsity.png")
+
+
+@torch.no_grad()
+def make_report(pruner: Pruner) -> SparsityReport:
+    """See `Pruner.report`."""
+    masks = pruner.masks()
+    rows = [row for group in pruner.groups for row in _rows(group, masks)]
+    zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
+    matmul_zeros, matmul, all_zeros, everything = count_parameters(pruner.model)
+    complete = all(g.config.is_lock or pruner.step_count >= g.config.window[1] for g in pruner.groups)
+    head = find_head(pruner.model)
+    if head is not None and any(layer.module is head[1] for layer in pruner.layers):
+        head = None
+    return SparsityReport(
+        layers=tuple(rows),
+        pruned_layers=zeros / weights,
+        matmul_gemm_conv=matmul_zeros / matmul,
+        all_parameters=all_zeros / everything,
+        pattern_verified=all(row.verified for row in rows),
+        complete=complete,
+        head=head[0] if head is not None else None,
+        notes=tuple(_notes(pruner, rows, complete)),
+    )
+
+
+def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
+    rows = []
+    for layer, block in zip(group.layers, group.blocks, strict=True):
+        nonzero = local(layer.weight.detach()) != 0
+        mask = local(masks[layer.name])
+        n, m = block
+        rows_, cols = layer.grid
+
+        def units(tensor: torch.Tensor, layer=layer, shape=(rows_, n, cols, m)) -> torch.Tensor:
+            return layer.unit_view(tensor).reshape(shape).sum((1, 3))
+
+        if group.is_nm:
+            broken = units(nonzero) > group.config.pattern.n
+        else:
+            left = units(mask)
+            broken = (left != 0) & (left != n * m)
+        counts = [(nonzero & ~mask).sum(), (~nonzero).sum(), (~mask).sum(), broken.sum()]
+        wrong, zeros, pruned, broken_units = group.exchange.sum([int(count) for count in counts])
+        if wrong:
+            raise PruningError(
+                f"{layer.name}.weight: {wrong} weights are not zero where the mask prunes; something wrote to it "
+                "after pruner.step()"
+            )
+        shape, weights = tuple(layer.weight.shape), layer.weight.numel()
+        rows.append(LayerRow(layer.name, str(layer.pattern), shape, weights, zeros, zeros - pruned, not broken_units))
+    return rows
+
+
+def _notes(pruner: Pruner, rows: list[LayerRow], complete: bool) -> list[str]:
+    notes = []
+    if not complete:
+        ends = ", ".join(str(g.config.window[1]) for g in pruner.groups if not g.config.is_lock)
+        notes.append(f"stopped at step {pruner.step_count}, before end_step {ends}")
+    for index, group in enumerate(pruner.groups):
+        dense, units = group.exchange.sum(
+            [sum(int(mask.sum()) for mask in group.units), sum(mask.numel() for mask in group.units)]
+        )
+        if group.is_nm and dense:
+            notes.append(f"group {index}: {dense / units:.2%} of the {group.config.pattern} groups are still dense")
+    if extra := sum(row.extra_zeros for row in rows):
+        notes.append(f"{extra} weights are zero though no mask prunes them")
+    return notes
