@@ -41,7 +41,7 @@ def _reference(weights, masks, blocks, plan) -> None:
 
 
 def _kernel(weights, masks, blocks, plan) -> None:
-    from trisparse.kernels.apply_masks import apply_masks
+    from trisparse.kernels.gpu.apply_masks import apply_masks
 
     apply_masks(weights, masks, pairs(blocks), plan)
 

@@ -10,7 +10,7 @@ from trisparse.sparse_ops.spmm import define_product, multiply
 
 
 def _kernel(x, matrix, bias, activation) -> Tensor:
-    from trisparse.kernels.block_spmm import block_spmm
+    from trisparse.kernels.gpu.block_spmm import block_spmm
 
     return block_spmm(x, matrix, bias, activation)
 

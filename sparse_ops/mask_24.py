@@ -8,7 +8,7 @@ from trisparse.sparse_ops.packed_24 import Packed24, check_patterns, mask_of
 
 
 def _kernel(patterns, rows, cols) -> Tensor:
-    from trisparse.kernels.mask_24 import mask_24
+    from trisparse.kernels.gpu.mask_24 import mask_24
 
     return mask_24(patterns, rows, cols)
 

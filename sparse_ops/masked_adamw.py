@@ -61,7 +61,7 @@ def _reference(weights, grads, firsts, seconds, rates, scores, masks, blocks, *r
 
 
 def _kernel(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
-    from trisparse.kernels.masked_adamw import masked_adamw
+    from trisparse.kernels.gpu.masked_adamw import masked_adamw
 
     masked_adamw(weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest)
 

@@ -27,7 +27,7 @@ def _kernel(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, mas
         return mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
     library, bias = library_for(x.device), None if bias is None else bias.contiguous()
     if layout != "library" and x.shape[0] <= FEW_TOKENS:
-        from trisparse.kernels.mm_24 import mm_24
+        from trisparse.kernels.gpu.mm_24 import mm_24
 
         return mm_24(x, packed, bias, rows, cols, layout)
     if library is None or layout not in (*library.layouts, "library"):

@@ -36,7 +36,7 @@ def _reference(scores, n, m, dim, magnitude) -> Tensor:
 
 
 def _kernel(scores, n, m, dim, magnitude) -> Tensor:
-    from trisparse.kernels.nm_mask import nm_mask
+    from trisparse.kernels.gpu.nm_mask import nm_mask
 
     return nm_mask(scores, n, m, dim, magnitude)
 

@@ -30,7 +30,7 @@ def nm_mask_2d_reference(weight: Tensor) -> Tensor:
 
 
 def _kernel(weight) -> Tensor:
-    from trisparse.kernels.nm_mask_2d import nm_mask_2d
+    from trisparse.kernels.gpu.nm_mask_2d import nm_mask_2d
 
     return nm_mask_2d(weight)
 

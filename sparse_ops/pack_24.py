@@ -42,7 +42,7 @@ def _kernel(weight, chooser, select, transposed, layout, dtype) -> tuple[Tensor,
         mask = _chosen(weight, chooser, select, transposed)
         packed, packed_t = compress(weight.to(dtype).where(mask, 0), layout, transposed)
         return packed, packed_t, _patterns(mask, chooser, select)
-    from trisparse.kernels.pack_24 import pack_24
+    from trisparse.kernels.gpu.pack_24 import pack_24
 
     return pack_24(weight, chooser, select, transposed, layout, dtype)
 

@@ -27,7 +27,7 @@ def _kernel(packed, packed_t, weight, patterns, layout) -> None:
         for target, values in zip((packed, packed_t), compress(dense, layout, packed_t.numel() > 0), strict=True):
             target.copy_(values)
         return
-    from trisparse.kernels.pack_24 import repack_24
+    from trisparse.kernels.gpu.pack_24 import repack_24
 
     repack_24(packed, packed_t, weight, patterns, layout)
 

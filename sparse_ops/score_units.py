@@ -86,7 +86,7 @@ def _reference(scores, weights, grads, blocks, seen, criterion, reduce, decay, g
 
 
 def _kernel(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale, plan) -> None:
-    from trisparse.kernels.score_units import score_units
+    from trisparse.kernels.gpu.score_units import score_units
 
     score_units(scores, weights, grads, pairs(blocks), seen, criterion, reduce, decay, grad_scale, plan)
 

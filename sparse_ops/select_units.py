@@ -135,7 +135,7 @@ def _kernel(scores, masks, sizes, lo, hi, targets, plan) -> None:
     if len(targets) < len(scores) and len(set(sizes)) > 1:
         select_by_sorting(scores, masks, sizes, lo, hi, targets)
         return
-    from trisparse.kernels.select_units import select_units
+    from trisparse.kernels.gpu.select_units import select_units
 
     select_units([score.float().contiguous() for score in scores], masks, sizes, lo, hi, targets, plan)
 

@@ -49,14 +49,14 @@ def sddmm_reference(grad, x, *matrix) -> Tensor:
 
 
 def _spmm_t_kernel(grad, *rest) -> Tensor:
-    from trisparse.kernels.spmm_t import spmm_t
+    from trisparse.kernels.gpu.spmm_t import spmm_t
 
     matrix = PackedBlocks(*rest)
     return spmm_t(grad, matrix) if matrix.rows else spmm_t_reference(grad, *rest)
 
 
 def _sddmm_kernel(grad, x, *matrix) -> Tensor:
-    from trisparse.kernels.sddmm import sddmm
+    from trisparse.kernels.gpu.sddmm import sddmm
 
     return sddmm(grad, x, PackedBlocks(*matrix))
 

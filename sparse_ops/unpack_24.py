@@ -13,7 +13,7 @@ def _kernel(packed, rows, cols, layout) -> Tensor:
         library, eye = library_for(packed.device), torch.eye(cols, dtype=packed.dtype, device=packed.device)
         assert library is not None
         return multiply(library, eye, packed, None, rows, cols, layout).t().contiguous()
-    from trisparse.kernels.unpack_24 import unpack_24
+    from trisparse.kernels.gpu.unpack_24 import unpack_24
 
     return unpack_24(packed, rows, cols, layout)
 

@@ -10,7 +10,7 @@ from trisparse.sparse_ops.spmm import define_product, multiply
 
 
 def _kernel(x, matrix, bias, activation) -> Tensor:
-    from trisparse.kernels.vector_spmm import vector_spmm
+    from trisparse.kernels.gpu.vector_spmm import vector_spmm
 
     return vector_spmm(x, matrix, bias, activation)
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trisparse.kernels import (
+from trisparse.kernels.gpu import (
     apply_masks,
     block_spmm,
     epilogue,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trisparse.kernels.apply_masks import apply_masks
+from trisparse.kernels.gpu.apply_masks import apply_masks
 from trisparse.sparse_ops.apply_masks import apply_masks_reference
 from trisparse.sparse_ops.units import grid_shape
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trisparse.kernels.masked_adamw import masked_adamw
+from trisparse.kernels.gpu.masked_adamw import masked_adamw
 from trisparse.sparse_ops.masked_adamw import adamw_rates, masked_adamw_reference
 from trisparse.sparse_ops.units import grid_shape
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from trisparse.kernels.gpu.mm_24 import COLS, mm_24, shares
 from trisparse.kernels.layouts_24 import QUADS
-from trisparse.kernels.mm_24 import COLS, mm_24, shares
 from trisparse.sparse_ops import pack_24, unpack_24
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trisparse.kernels.nm_mask import nm_mask
+from trisparse.kernels.gpu.nm_mask import nm_mask
 
 
 def by_sorting(scores, n, m):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trisparse.kernels.nm_mask_2d import nm_mask_2d
+from trisparse.kernels.gpu.nm_mask_2d import nm_mask_2d
 from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d_reference
 
 

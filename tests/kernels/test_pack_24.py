@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from trisparse.kernels.gpu.mask_24 import mask_24
+from trisparse.kernels.gpu.pack_24 import pack_24, repack_24
+from trisparse.kernels.gpu.unpack_24 import unpack_24
 from trisparse.kernels.layouts_24 import QUADS
-from trisparse.kernels.mask_24 import mask_24
-from trisparse.kernels.pack_24 import pack_24, repack_24
-from trisparse.kernels.unpack_24 import unpack_24
 from trisparse.sparse_ops.pack_24 import pack_24_reference
 from trisparse.sparse_ops.packed_24 import mask_of, unpack_reference
 

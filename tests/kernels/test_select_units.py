@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trisparse.kernels.select_units import select_units
+from trisparse.kernels.gpu.select_units import select_units
 from trisparse.sparse_ops.select_units import select_units_reference
 
 SCORES = [0.0, -0.0, 1.0, 2.0, math.inf, -math.inf, math.nan, -math.nan, -1.5, 1e-45, 3.4e38]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from trisparse.kernels.block_spmm import block_spmm as multiply_blocks
-from trisparse.kernels.sddmm import sddmm
-from trisparse.kernels.spmm_t import spmm_t
-from trisparse.kernels.vector_spmm import shares_of
-from trisparse.kernels.vector_spmm import vector_spmm as multiply_vectors
+from trisparse.kernels.gpu.block_spmm import block_spmm as multiply_blocks
+from trisparse.kernels.gpu.sddmm import sddmm
+from trisparse.kernels.gpu.spmm_t import spmm_t
+from trisparse.kernels.gpu.vector_spmm import shares_of
+from trisparse.kernels.gpu.vector_spmm import vector_spmm as multiply_vectors
 from trisparse.sparse_ops import block_spmm, pack_blocks, unpack_blocks, vector_spmm
 from trisparse.sparse_ops.spmm import ACTIVATIONS, sddmm_reference
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
+from trisparse.kernels.gpu.access import warps
 
 TILE = 2048  # values a program, counting those that pad M to a power of two
 _THREADS = 128

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import (
+from trisparse.kernels.gpu.access import (
     TYPES,
     line_offsets,
     open_line,
@@ -30,8 +30,7 @@ from trisparse.kernels.access import (
     unit_offsets,
     warps,
 )
-from trisparse.kernels.plan import Launch, launches, plan_units
-from trisparse.kernels.score_units import (
+from trisparse.kernels.gpu.score_units import (
     CRITERIA,
     GRADIENT,
     MEAN,
@@ -41,6 +40,7 @@ from trisparse.kernels.score_units import (
     reduce_costs,
     write_scores,
 )
+from trisparse.kernels.plan import Launch, launches, plan_units
 from trisparse.kernels.tables import LINES, LINES_T, STRIDED, TILES, TILES_T
 
 _OPERANDS = tl.constexpr(6)  # weights, grads, scores, masks, first and second moments

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
-from trisparse.kernels.epilogue import finish
-from trisparse.kernels.vector_spmm import stages
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.epilogue import finish
+from trisparse.kernels.gpu.vector_spmm import stages
 
 TOKENS, DEPTH = 128, 64  # a program's tokens at most, and columns at once
 

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.unit_chunks import count_digits, count_ties, write_units
 from trisparse.kernels.plan import SELECTION_CHUNK, plan_selection
-from trisparse.kernels.unit_chunks import count_digits, count_ties, write_units
 
 _BINS = tl.constexpr(256)
 _LAYERS = tl.constexpr(16)  # layers at a time where one program sums over all

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
-from trisparse.kernels.block_spmm import launch
-from trisparse.kernels.vector_spmm import turned_over
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.block_spmm import launch
+from trisparse.kernels.gpu.vector_spmm import turned_over
 
 TOKENS, COLS, THREADS = 64, 32, 128
 

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.quads import join_quads, load_bits, spread
 from trisparse.kernels.layouts_24 import padded
-from trisparse.kernels.quads import join_quads, load_bits, spread
 
 ROWS, QUADS, THREADS = 32, 16, 128  # rows and quads a program, and its threads
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
+from trisparse.kernels.gpu.access import warps
 from trisparse.kernels.tile_patterns import CLASSES, LIMIT, PAIRS
 
 _LIMIT = tl.constexpr(LIMIT)

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.quads import join_quads, load_bits, spread
 from trisparse.kernels.layouts_24 import padded
-from trisparse.kernels.quads import join_quads, load_bits, spread
 
 ROWS, COLS, THREADS = 64, 64, 128
 _LEAST_SHARE = 256  # columns below which a share does not pay for its sum

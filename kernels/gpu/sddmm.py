@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
-from trisparse.kernels.epilogue import rows_of
-from trisparse.kernels.vector_spmm import bounds, stages, turned_over
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.epilogue import rows_of
+from trisparse.kernels.gpu.vector_spmm import bounds, stages, turned_over
 
 TOKENS, SLOTS, THREADS = 64, 64, 128
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import (
+from trisparse.kernels.gpu.access import (
     TYPES,
     line_offsets,
     open_line,

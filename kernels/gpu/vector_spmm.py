@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
-from trisparse.kernels.epilogue import add_shares, finish, rows_of
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.epilogue import add_shares, finish, rows_of
 
 FEW_TOKENS = 8
 TOKENS, STEP = 128, 64  # a program's tokens, and slots at once

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trisparse.kernels.gpu.nm_mask import order
+from trisparse.kernels.gpu.nm_mask_2d import best_tile, pair_sums, split_quads
+from trisparse.kernels.gpu.quads import as_one_integer, best_two, store_metadata, stored_values
 from trisparse.kernels.layouts_24 import packed_size, padded
-from trisparse.kernels.nm_mask import order
-from trisparse.kernels.nm_mask_2d import best_tile, pair_sums, split_quads
-from trisparse.kernels.quads import as_one_integer, best_two, store_metadata, stored_values
 
 TILES = 16  # down and across a program
 WARPS = 4  # on AMD, where they are wider, 2 would read 16 bytes at once but spill scalar registers

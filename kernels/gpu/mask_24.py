@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.kernels.access import warps
-from trisparse.kernels.nm_mask_2d import as_bytes
+from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.nm_mask_2d import as_bytes
 
 DOWN, ACROSS, THREADS = 1, 256, 128  # tiles of 4 x 4 a program, and its threads
 
