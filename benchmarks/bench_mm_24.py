@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear
 
 from trisparse.sparse_ops import Linear24Train, layout_24, mm_24, pack_24, unpack_24
-from trisparse.sparse_ops.libraries_24 import library_for
+from trisparse.sparse_ops.two_four.libraries_24 import library_for
 
 SHAPES = {
     "bert-mini": [(1024, 256)],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trisparse.sparse_ops import nm_mask_2d
-from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d_reference
+from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d_reference
 
 SHAPES = {"bert-mini": (1024, 256), "bert-base": (3072, 768), "bert-large": (4096, 1024), "llama-7b": (11008, 4096)}
 

@@ -9,8 +9,8 @@ import torch
 
 from trisparse.kernels.layouts_24 import packed_size
 from trisparse.sparse_ops import layout_24, mask_24, nm_mask, nm_mask_2d, pack_24, repack_24, unpack_24
-from trisparse.sparse_ops.libraries_24 import library_for
-from trisparse.sparse_ops.pack_24 import pack_24_reference
+from trisparse.sparse_ops.two_four.libraries_24 import library_for
+from trisparse.sparse_ops.two_four.pack_24 import pack_24_reference
 
 SHAPES = {"bert-mini": (1024, 256), "bert-base": (3072, 768), "bert-large": (4096, 1024), "llama-7b": (11008, 4096)}
 PACKED, PATTERNS = 9 / 16, 1 / 16  # of the dense bytes in 16 bits

@@ -7,26 +7,26 @@ shape `[rows / n, taps * cols / m]`. Those that pack and multiply take one matri
 `Packed24`, or as `PackedBlocks`.
 """
 
-from trisparse.sparse_ops.apply_masks import apply_masks
-from trisparse.sparse_ops.block_spmm import block_spmm
-from trisparse.sparse_ops.layout_24 import layout_24
-from trisparse.sparse_ops.linear_24 import Linear24
-from trisparse.sparse_ops.linear_24_train import Linear24Train, refresh_every
-from trisparse.sparse_ops.linear_blocks import LinearBlocks
-from trisparse.sparse_ops.mask_24 import mask_24
-from trisparse.sparse_ops.masked_adamw import adamw_rates, masked_adamw
-from trisparse.sparse_ops.mm_24 import mm_24
-from trisparse.sparse_ops.nm_mask import nm_mask
-from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
-from trisparse.sparse_ops.pack_24 import pack_24
-from trisparse.sparse_ops.packed_24 import Packed24
-from trisparse.sparse_ops.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks
-from trisparse.sparse_ops.plan import Plan
-from trisparse.sparse_ops.repack_24 import repack_24
-from trisparse.sparse_ops.score_units import score_units
-from trisparse.sparse_ops.select_units import select_units
-from trisparse.sparse_ops.unpack_24 import unpack_24
-from trisparse.sparse_ops.vector_spmm import vector_spmm
+from trisparse.sparse_ops.blocks.block_spmm import block_spmm
+from trisparse.sparse_ops.blocks.linear_blocks import LinearBlocks
+from trisparse.sparse_ops.blocks.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks
+from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
+from trisparse.sparse_ops.choosing.apply_masks import apply_masks
+from trisparse.sparse_ops.choosing.masked_adamw import adamw_rates, masked_adamw
+from trisparse.sparse_ops.choosing.nm_mask import nm_mask
+from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d
+from trisparse.sparse_ops.choosing.plan import Plan
+from trisparse.sparse_ops.choosing.score_units import score_units
+from trisparse.sparse_ops.choosing.select_units import select_units
+from trisparse.sparse_ops.two_four.layout_24 import layout_24
+from trisparse.sparse_ops.two_four.linear_24 import Linear24
+from trisparse.sparse_ops.two_four.linear_24_train import Linear24Train, refresh_every
+from trisparse.sparse_ops.two_four.mask_24 import mask_24
+from trisparse.sparse_ops.two_four.mm_24 import mm_24
+from trisparse.sparse_ops.two_four.pack_24 import pack_24
+from trisparse.sparse_ops.two_four.packed_24 import Packed24
+from trisparse.sparse_ops.two_four.repack_24 import repack_24
+from trisparse.sparse_ops.two_four.unpack_24 import unpack_24
 
 __all__ = [
     "Linear24", "Linear24Train", "LinearBlocks", "Packed24", "PackedBlocks", "Plan", "adamw_rates", "apply_masks",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from trisparse.kernels.layouts_24 import packed_size
 from trisparse.prune.pruner.layers import is_hf_conv1d
 from trisparse.sparse_ops import Linear24, LinearBlocks
-from trisparse.sparse_ops.layout_24 import layout_24
-from trisparse.sparse_ops.packed_blocks import HEIGHTS, SIDES, step_of
+from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, SIDES, step_of
+from trisparse.sparse_ops.two_four.layout_24 import layout_24
 
 _WORTH = 0.95  # of a dense weight's bytes; above it packing gains nothing
 _HALF = (torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ from typing import Any
 
 from trisparse.prune.deploy.layer_spec import METHOD, VERSION, Spec, is_ours
 from trisparse.prune.errors import PruningError
-from trisparse.sparse_ops.packed_blocks import check_block
+from trisparse.sparse_ops.blocks.packed_blocks import check_block
 
 _LIMIT = 1 << 31  # rows, columns and slots are counted in int32
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -19,7 +19,7 @@ from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
 from trisparse.prune.pruner.shards import Exchange, local
 from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
-from trisparse.sparse_ops.units import expand_units, matrix_shape
+from trisparse.sparse_ops.choosing.units import expand_units, matrix_shape
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
 

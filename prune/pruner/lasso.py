@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from trisparse.sparse_ops.units import Block, expand_units, grid_shape
+from trisparse.sparse_ops.choosing.units import Block, expand_units, grid_shape
 
 
 def shrink_units(view: Tensor, block: Block, amount: float) -> None:

@@ -13,7 +13,7 @@ from trisparse.prune.config.config import GroupConfig
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.shards import Rows, check_wrappers, count_zeros, local, reshard, rows_of
-from trisparse.sparse_ops.units import grid_shape
+from trisparse.sparse_ops.choosing.units import grid_shape
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)

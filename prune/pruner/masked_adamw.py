@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from trisparse.prune.errors import PruningError
-from trisparse.sparse_ops.masked_adamw import DTYPES, adamw_rates
+from trisparse.sparse_ops.choosing.masked_adamw import DTYPES, adamw_rates
 
 if TYPE_CHECKING:
     from trisparse.prune.pruner.pruner import Pruner

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trisparse.prune.pruner.shards import Exchange
-from trisparse.sparse_ops.units import Block, expand_units
+from trisparse.sparse_ops.choosing.units import Block, expand_units
 
 PARTS = 4
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trisparse.prune.config.config import GroupConfig
 from trisparse.sparse_ops import Plan, select_units
-from trisparse.sparse_ops.select_sharded import select_units_sharded
+from trisparse.sparse_ops.choosing.select_sharded import select_units_sharded
 
 _SLACK = 1e-9  # a bound such as 0.98 * 50 is meant as 49, not as 48.999...
 

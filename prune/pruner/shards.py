@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
-from trisparse.sparse_ops.select_sharded import concat_ranks
+from trisparse.sparse_ops.choosing.select_sharded import concat_ranks
 
 
 @dataclass(frozen=True)

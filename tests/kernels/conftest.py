@@ -5,7 +5,8 @@ import importlib
 import pytest
 import torch
 
-from trisparse.sparse_ops import Plan, spmm
+from trisparse.sparse_ops import Plan
+from trisparse.sparse_ops.blocks import spmm
 
 KERNELS = {
     "score_units": ["score_tiles", "score_lines"],

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trisparse.kernels.gpu.apply_masks import apply_masks
-from trisparse.sparse_ops.apply_masks import apply_masks_reference
-from trisparse.sparse_ops.units import grid_shape
+from trisparse.sparse_ops.choosing.apply_masks import apply_masks_reference
+from trisparse.sparse_ops.choosing.units import grid_shape
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

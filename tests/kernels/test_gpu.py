@@ -8,8 +8,8 @@ from torch import nn
 
 from trisparse import Pruner, PruningConfig
 from trisparse.sparse_ops import Plan, apply_masks, nm_mask, nm_mask_2d, score_units, select_units
-from trisparse.sparse_ops.nm_mask import nm_mask_reference
-from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d_reference
+from trisparse.sparse_ops.choosing.nm_mask import nm_mask_reference
+from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d_reference
 
 pytestmark = pytest.mark.gpu
 

@@ -16,10 +16,10 @@ from trisparse.sparse_ops import (
     pack_24,
     repack_24,
     unpack_24,
-)  # fmt: skip
-from trisparse.sparse_ops.libraries_24 import library_for
-from trisparse.sparse_ops.pack_24 import pack_24_reference
-from trisparse.sparse_ops.packed_24 import pack_reference
+)
+from trisparse.sparse_ops.two_four.libraries_24 import library_for
+from trisparse.sparse_ops.two_four.pack_24 import pack_24_reference
+from trisparse.sparse_ops.two_four.packed_24 import pack_reference
 
 pytestmark = pytest.mark.gpu
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from trisparse.kernels.gpu.masked_adamw import masked_adamw
-from trisparse.sparse_ops.masked_adamw import adamw_rates, masked_adamw_reference
-from trisparse.sparse_ops.units import grid_shape
+from trisparse.sparse_ops.choosing.masked_adamw import adamw_rates, masked_adamw_reference
+from trisparse.sparse_ops.choosing.units import grid_shape
 
 
 def like(view, values):

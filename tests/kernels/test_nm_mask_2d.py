@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trisparse.kernels.gpu.nm_mask_2d import nm_mask_2d
-from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d_reference
+from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -9,8 +9,8 @@ from trisparse.kernels.gpu.mask_24 import mask_24
 from trisparse.kernels.gpu.pack_24 import pack_24, repack_24
 from trisparse.kernels.gpu.unpack_24 import unpack_24
 from trisparse.kernels.layouts_24 import QUADS
-from trisparse.sparse_ops.pack_24 import pack_24_reference
-from trisparse.sparse_ops.packed_24 import mask_of, unpack_reference
+from trisparse.sparse_ops.two_four.pack_24 import pack_24_reference
+from trisparse.sparse_ops.two_four.packed_24 import mask_of, unpack_reference
 
 
 def same(got, want):

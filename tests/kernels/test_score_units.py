@@ -8,8 +8,8 @@ import torch
 from trisparse.kernels.gpu.score_units import score_units
 from trisparse.kernels.plan import launches, plan_units
 from trisparse.kernels.tables import LINES, LINES_T, STRIDED, TILES, TILES_T
-from trisparse.sparse_ops.score_units import score_units_reference
-from trisparse.sparse_ops.units import grid_shape
+from trisparse.sparse_ops.choosing.score_units import score_units_reference
+from trisparse.sparse_ops.choosing.units import grid_shape
 
 CANARY = 12345.0
 

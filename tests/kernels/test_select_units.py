@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trisparse.kernels.gpu.select_units import select_units
-from trisparse.sparse_ops.select_units import select_units_reference
+from trisparse.sparse_ops.choosing.select_units import select_units_reference
 
 SCORES = [0.0, -0.0, 1.0, 2.0, math.inf, -math.inf, math.nan, -math.nan, -1.5, 1e-45, 3.4e38]
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from trisparse.kernels.layouts_24 import packed_size
-from trisparse.sparse_ops import libraries_24, pack_24, unpack_24
-from trisparse.sparse_ops.layout_24 import find_layout, layout_24
-from trisparse.sparse_ops.libraries_24 import CUSPARSELT, CUTLASS, Library24, missing_arguments, multiply
-from trisparse.sparse_ops.packed_24 import Packed24
+from trisparse.sparse_ops import pack_24, unpack_24
+from trisparse.sparse_ops.two_four import libraries_24
+from trisparse.sparse_ops.two_four.layout_24 import find_layout, layout_24
+from trisparse.sparse_ops.two_four.libraries_24 import CUSPARSELT, CUTLASS, Library24, missing_arguments, multiply
+from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse.sparse_ops import Linear24, layout_24, linear_24, nm_mask
+from trisparse.sparse_ops import Linear24, layout_24, nm_mask
+from trisparse.sparse_ops.two_four import linear_24
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from trisparse.kernels.layouts_24 import (
     word_of,
 )
 from trisparse.sparse_ops import mask_24, nm_mask, nm_mask_2d, pack_24, repack_24, unpack_24
-from trisparse.sparse_ops.packed_24 import Packed24
+from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
 LAYOUTS = list(QUADS)
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trisparse.sparse_ops import PackedBlocks, check_blocks, pack_blocks, unpack_blocks
-from trisparse.sparse_ops.group_rows import group_rows
-from trisparse.sparse_ops.packed_blocks import HEIGHTS, SIDES, STEP
+from trisparse.sparse_ops.blocks.group_rows import group_rows
+from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, SIDES, STEP
 
 BLOCKS = [(n, 1) for n in HEIGHTS] + [(n, n) for n in SIDES] + [(16, 64)]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trisparse.sparse_ops import select_units
-from trisparse.sparse_ops.select_by_sorting import select_by_sorting
+from trisparse.sparse_ops.choosing.select_by_sorting import select_by_sorting
 
 
 def select(scores, pruned, sizes, lo, hi, target, how=select_units):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.libraries_24 import library_for, multiply
 from trisparse.sparse_ops.library import define
-from trisparse.sparse_ops.packed_24 import Packed24, unpack_reference
+from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
+from trisparse.sparse_ops.two_four.packed_24 import Packed24, unpack_reference
 
 
 def _kernel(packed, rows, cols, layout) -> Tensor:

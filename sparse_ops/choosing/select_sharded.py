@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trisparse.sparse_ops.select_by_sorting import select_by_sorting
-from trisparse.sparse_ops.sort_keys import unit_keys
+from trisparse.sparse_ops.choosing.select_by_sorting import select_by_sorting
+from trisparse.sparse_ops.choosing.sort_keys import unit_keys
 
 _DIGITS = ((21, 11), (10, 11), (0, 10))  # shift and width of each digit of a key, the highest first
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trisparse.sparse_ops.group_rows import group_rows
-from trisparse.sparse_ops.units import check_dtype
+from trisparse.sparse_ops.blocks.group_rows import group_rows
+from trisparse.sparse_ops.choosing.units import check_dtype
 
 STEP = 16  # slots of vectors that tensor cores take at once
 HEIGHTS = (4, 8, 16, 32)  # of vectors

@@ -8,9 +8,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.libraries_24 import Library24, library_for
-from trisparse.sparse_ops.nm_mask import nm_mask
-from trisparse.sparse_ops.packed_24 import pack_reference
+from trisparse.sparse_ops.choosing.nm_mask import nm_mask
+from trisparse.sparse_ops.two_four.libraries_24 import Library24, library_for
+from trisparse.sparse_ops.two_four.packed_24 import pack_reference
 
 SIZE = 256  # of the matrix tried: twice the largest tile of any layout, both ways
 _TOKENS = 64

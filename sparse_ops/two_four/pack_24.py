@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.layouts_24 import MULTIPLE, packed_size
-from trisparse.sparse_ops.libraries_24 import compress
+from trisparse.sparse_ops.choosing.nm_mask import nm_mask
+from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d
+from trisparse.sparse_ops.choosing.units import check_device, check_dtype
 from trisparse.sparse_ops.library import define
-from trisparse.sparse_ops.nm_mask import nm_mask
-from trisparse.sparse_ops.nm_mask_2d import nm_mask_2d
-from trisparse.sparse_ops.packed_24 import Packed24, mask_of, pack_reference, patterns_of
-from trisparse.sparse_ops.units import check_device, check_dtype
+from trisparse.sparse_ops.two_four.libraries_24 import compress
+from trisparse.sparse_ops.two_four.packed_24 import Packed24, mask_of, pack_reference, patterns_of
 
 
 def _chosen(weight, chooser, select, transposed) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import padded
-from trisparse.sparse_ops.layout_24 import layout_24
-from trisparse.sparse_ops.mm_24 import mm_24
-from trisparse.sparse_ops.pack_24 import check_half, check_mask, pack_24
-from trisparse.sparse_ops.packed_24 import Packed24
-from trisparse.sparse_ops.unpack_24 import unpack_24
+from trisparse.sparse_ops.two_four.layout_24 import layout_24
+from trisparse.sparse_ops.two_four.mm_24 import mm_24
+from trisparse.sparse_ops.two_four.pack_24 import check_half, check_mask, pack_24
+from trisparse.sparse_ops.two_four.packed_24 import Packed24
+from trisparse.sparse_ops.two_four.unpack_24 import unpack_24
 
 
 def stored_places(matrix: Packed24) -> Tensor:

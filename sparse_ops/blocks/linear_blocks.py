@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.sparse_ops.block_spmm import block_spmm
-from trisparse.sparse_ops.linear_24 import autocast_dtype, sparing_integers
-from trisparse.sparse_ops.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks, with_transpose
-from trisparse.sparse_ops.vector_spmm import vector_spmm
+from trisparse.sparse_ops.blocks.block_spmm import block_spmm
+from trisparse.sparse_ops.blocks.packed_blocks import (
+    PackedBlocks,
+    check_blocks,
+    pack_blocks,
+    unpack_blocks,
+    with_transpose,
+)
+from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
+from trisparse.sparse_ops.two_four.linear_24 import autocast_dtype, sparing_integers
 
 _STORED = ("columns", "pointers", "order")
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from trisparse.sparse_ops.libraries_24 import library_for, multiply
+from trisparse.sparse_ops.choosing.units import check_device
 from trisparse.sparse_ops.library import define, differentiable
-from trisparse.sparse_ops.packed_24 import Packed24
-from trisparse.sparse_ops.units import check_device
+from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
+from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
 FEW_TOKENS = 64  # up to here a kernel of ours unpacks W in registers
 

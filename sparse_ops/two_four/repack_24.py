@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.layouts_24 import packed_size
-from trisparse.sparse_ops.libraries_24 import compress
+from trisparse.sparse_ops.choosing.units import check_device, check_dtype
 from trisparse.sparse_ops.library import define, nothing
-from trisparse.sparse_ops.packed_24 import Packed24, check_patterns, mask_of, pack_reference
-from trisparse.sparse_ops.units import check_device, check_dtype
+from trisparse.sparse_ops.two_four.libraries_24 import compress
+from trisparse.sparse_ops.two_four.packed_24 import Packed24, check_patterns, mask_of, pack_reference
 
 
 def repack_24_reference(packed, packed_t, weight, patterns, layout) -> None:

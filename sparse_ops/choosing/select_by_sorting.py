@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.tables import upload
-from trisparse.sparse_ops.sort_keys import NAN_KEY, PRUNED_KEY
+from trisparse.sparse_ops.choosing.sort_keys import NAN_KEY, PRUNED_KEY
 
 
 def select_by_sorting(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.packed_blocks import PackedBlocks
-from trisparse.sparse_ops.spmm import define_product, multiply
+from trisparse.sparse_ops.blocks.packed_blocks import PackedBlocks
+from trisparse.sparse_ops.blocks.spmm import define_product, multiply
 
 
 def _kernel(x, matrix, bias, activation) -> Tensor:

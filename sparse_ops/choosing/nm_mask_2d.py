@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.tile_patterns import CLASSES, LIMIT, PAIRS
+from trisparse.sparse_ops.choosing.units import check_dtype
 from trisparse.sparse_ops.library import define
-from trisparse.sparse_ops.units import check_dtype
 
 
 def nm_mask_2d_reference(weight: Tensor) -> Tensor:

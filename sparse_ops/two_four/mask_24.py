@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trisparse.sparse_ops.library import define
-from trisparse.sparse_ops.packed_24 import Packed24, check_patterns, mask_of
+from trisparse.sparse_ops.two_four.packed_24 import Packed24, check_patterns, mask_of
 
 
 def _kernel(patterns, rows, cols) -> Tensor:

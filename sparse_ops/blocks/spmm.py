@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, relu
 
+from trisparse.sparse_ops.blocks.packed_blocks import PackedBlocks, places, unpack_blocks
+from trisparse.sparse_ops.choosing.units import check_device
 from trisparse.sparse_ops.library import define, differentiable
-from trisparse.sparse_ops.packed_blocks import PackedBlocks, places, unpack_blocks
-from trisparse.sparse_ops.units import check_device
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from trisparse.kernels.layouts_24 import padded
-from trisparse.sparse_ops.packed_24 import padded_to
+from trisparse.sparse_ops.two_four.packed_24 import padded_to
 
 TOKENS = 8  # both want a multiple of it
 
