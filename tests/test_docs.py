@@ -40,9 +40,9 @@ def test_the_readme_numbers_are_those_of_its_files():
     for row in json.loads((results / "prune_step_cpu.json").read_text())["rows"]:
         for key in ("plain_ms", "ordinary_ms", "event_ms", "predecessor_ms", "predecessor_event_ms"):
             assert f"{row[key]:.1f}" in README, (row, key)
-    recorded = json.loads((Path(__file__).parent / "kernels" / "instructions.json").read_text())["instructions"][
-        "sm_90"
-    ]
+    recorded = json.loads((Path(__file__).parent / "kernels" / "gpu" / "instructions.json").read_text())[
+        "instructions"
+    ]["sm_90"]
     guard = recorded["score_tiles bf16 4x1 guard"]
     for names, ahead in [
         ("score_tiles bf16 4x1", f"{guard} + "), ("step_tiles bf16 4x1", f"{guard} + "), ("mask_tiles bf16 4x1", ""),

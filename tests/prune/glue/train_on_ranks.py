@@ -1,4 +1,4 @@
-"""Run `trisparse-glue` as one of several processes: `glue_on_ranks.py MODE RANK WORLD FOLDER FLAG …`, run by the tests.
+"""Run `trisparse-glue` as one of several processes: `train_on_ranks.py MODE RANK WORLD FOLDER FLAG …`, run by the tests.
 
 With MODE `dies`, the process of rank 1 ends in the middle of the seventh pruning event.
 """

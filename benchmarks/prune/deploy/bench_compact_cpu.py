@@ -1,6 +1,6 @@
 r"""How much faster a BERT without its pruned channels is on a CPU.
 
-    .venv/bin/python benchmarks/bench_compact_cpu.py --out benchmarks/results/compact_cpu.json
+    .venv/bin/python benchmarks/prune/deploy/bench_compact_cpu.py --out benchmarks/results/compact_cpu.json
 
 Random weights, since the time does not depend on them. A share of the feed-forward channels of every layer is zero,
 as 1xchannel leaves them; `times_faster` is the median over rounds in which the masked and the compacted model run in

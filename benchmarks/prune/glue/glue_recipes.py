@@ -1,6 +1,6 @@
 r"""The rows of the published tables: run them, or go on with them, and set what came out beside what was published.
 
-    .venv/bin/python benchmarks/glue_recipes.py --data DIR --out benchmarks/results/glue_recipes.json \
+    .venv/bin/python benchmarks/prune/glue/glue_recipes.py --data DIR --out benchmarks/results/glue_recipes.json \
         [--rows bert-mini-mrpc-2-4 …] [--seeds 42 43 44] [--budget_seconds 3000]
 
 DIR holds a folder for each task, as `trisparse-glue --dataset_dir` takes it; without --data the hub's are used. A row

@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time for one target and print what the machine code shows, as JSON.
 
-    python tests/kernels/compile_kernels.py sm_90
-    python tests/kernels/compile_kernels.py --record    # write instructions.json anew, for all targets
+    python tests/kernels/gpu/compile_kernels.py sm_90
+    python tests/kernels/gpu/compile_kernels.py --record    # write instructions.json anew, for all targets
 
 Runs in a process of its own: Triton must not be in interpreter mode. `instructions` counts the static
 instructions of a program over the weights (or units) it takes; where a kernel loops, over those of one round.

@@ -56,7 +56,7 @@ def test_no_kernel_grows_by_a_tenth(compiled, arch):
     if triton.__version__ != RECORD["triton"]:
         pytest.skip(f"recorded with Triton {RECORD['triton']}, this is {triton.__version__}")
     recorded = RECORD["instructions"][arch]
-    assert compiled[arch].keys() == recorded.keys(), "record anew: python tests/kernels/compile_kernels.py --record"
+    assert compiled[arch].keys() == recorded.keys(), "record anew: python tests/kernels/gpu/compile_kernels.py --record"
     grown = {
         name: (recorded[name], row["instructions"])
         for name, row in compiled[arch].items()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("accelerate")
-SCRIPT = Path(__file__).with_name("glue_on_ranks.py")
+SCRIPT = Path(__file__).with_name("train_on_ranks.py")
 FLAGS = (
     "--do_prune", "--pruning_pattern", "4x1", "--pruning_frequency", "1", "--num_train_epochs", "3", "--cooldown_epochs", "1",
     "--distill_loss_weight", "2", "--cache_teacher", "--lr_scheduler_type", "linear",

@@ -1,6 +1,7 @@
 r"""From which sparsity on a packed layer is faster than a dense one: pattern by pattern, over tokens.
 
-    .venv/bin/python benchmarks/crossover.py --out benchmarks/results/crossover_H200.json --budget_seconds 500
+    .venv/bin/python benchmarks/sparse_ops/blocks/crossover.py --budget_seconds 500 \
+        --out benchmarks/results/crossover_H200.json
 
 Needs a GPU; `--device cpu` runs one small case, to see that it works. Weights are random, pruned in the pattern itself;
 each layer is timed dense and packed in turns, replayed from CUDA graphs with a cold L2 cache, and its output compared.

@@ -9,7 +9,7 @@ import pytest
 from trisparse.prune.glue.args import parse_arguments
 
 pytest.importorskip("matplotlib")
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "glue_recipes.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks/prune/glue/glue_recipes.py"
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
 
 
 def test_the_readme_has_the_table(recipes):
-    runs = json.loads((SCRIPT.parent / "results" / "glue_recipes.json").read_text())["runs"]
-    assert recipes.table(runs) in (SCRIPT.parents[1] / "README.md").read_text()
+    runs = json.loads((SCRIPT.parents[2] / "results" / "glue_recipes.json").read_text())["runs"]
+    assert recipes.table(runs) in (SCRIPT.parents[3] / "README.md").read_text()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 r"""What pruning adds to a training step on a CPU: an ordinary step (scores and masks) and a mask event.
 
-    .venv/bin/python benchmarks/bench_prune_step_cpu.py --out benchmarks/results/prune_step_cpu.json
+    .venv/bin/python benchmarks/prune/pruner/bench_prune_step_cpu.py --out benchmarks/results/prune_step_cpu.json
 
 The layers have the shapes of the named encoder's attention and feed-forward weights; values and
 gradients are random, since the cost does not depend on them. Times are medians in milliseconds, taken in

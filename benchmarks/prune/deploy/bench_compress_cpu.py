@@ -1,6 +1,6 @@
 r"""Pruned GLUE models, compressed: are predictions the same, how large are the files, how fast are they on a CPU.
 
-    .venv/bin/python benchmarks/bench_compress_cpu.py --models runs/mrpc-4x1 runs/mrpc-2-4 runs/mrpc-channels \
+    .venv/bin/python benchmarks/prune/deploy/bench_compress_cpu.py --models runs/mrpc-4x1 runs/mrpc-2-4 \
         --task_name mrpc --dataset_dir MRPC --out benchmarks/results/compress_mrpc_cpu.json
 
 Each model is compressed once for memory and once for speed, saved, loaded in a new process, and asked for the whole

@@ -1,6 +1,6 @@
 r"""Steps a second of `trisparse-glue` beside a plain loop, pruning and distilling on the same model, data and batch.
 
-    .venv/bin/python benchmarks/bench_glue_loop.py --model runs/mrpc-dense --task_name mrpc --data MRPC \
+    .venv/bin/python benchmarks/prune/glue/bench_glue_loop.py --model runs/mrpc-dense --task_name mrpc --data MRPC \
         --out benchmarks/results/glue_loop_cpu.json [--mixed_precision bf16] [--compile]
 
 The plain loop is written as scripts for GLUE are: batches at random, padded to their longest text, the teacher run on
