@@ -21,7 +21,7 @@ def test_examples_in_docstrings(name):
 
 def test_the_readme_names_flags_and_keys_that_exist():
     pytest.importorskip("transformers")
-    from trisparse.prune.config.config import KEYS
+    from trisparse.prune.config.group import KEYS
     from trisparse.prune.glue import args as glue_args
 
     flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}

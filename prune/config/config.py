@@ -3,107 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from trisparse.prune.config.patterns import Pattern, parse_pattern
-from trisparse.prune.config.schedules import SCHEDULES, last_event
+from trisparse.prune.config.checks import check_group
+from trisparse.prune.config.file import read_config
+from trisparse.prune.config.group import DEFAULT_TARGET, KEYS, SCHEDULE_KEYS, GroupConfig
+from trisparse.prune.config.neural_compressor import convert_keys
+from trisparse.prune.config.patterns import parse_pattern
 from trisparse.prune.errors import PruningError, nearest
-
-CRITERIA = ("magnitude", "gradient", "snip", "snip_momentum")
-PRUNING_TYPES = (*CRITERIA, *(f"{c}_progressive" for c in CRITERIA), "pattern_lock")
-SCOPES = ("global", "local")
-OP_TYPES = ("Conv", "Linear")
-REDUCTIONS = ("mean", "sum", "max")
-DEFAULT_TARGET = 0.9
-# what a pattern_lock has no use for
-SCHEDULE_KEYS = ("start_step", "end_step", "pruning_frequency", "target_sparsity")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupConfig:
-    """The keys of one group of layers, and of the global section. All of them resolved.
-
-    Attributes:
-        target_sparsity: fraction of the group's weights that end as zero; default 0.9, for N:M 1 - N/M.
-        pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`), one with
-            `_progressive` behind it, or `pattern_lock`.
-        pattern: `NxM`, `1xchannel`, `channelx1`, or `N:M` where N of every M are kept.
-        op_names: regular expressions; a layer whose name one of them finds (`re.search`) is in the group.
-        excluded_op_names: regular expressions; a layer whose name one of them finds is not.
-        pruning_op_types: `Conv`, `Linear` or both.
-        start_step: optimizer steps before the first event. Required, but for `pattern_lock`.
-        end_step: optimizer step after which the masks stay. Required, but for `pattern_lock`.
-        pruning_frequency: steps from one event to the next.
-        pruning_scope: `global`: the group's layers compete; `local`: each layer meets the target alone.
-        min_sparsity_ratio_per_op: least sparsity of each layer when the target is met.
-        max_sparsity_ratio_per_op: greatest sparsity of each layer, at any time.
-        sparsity_decay_type: `linear`, `cos`, `cube`, `exp` or `cubic`.
-        criterion_reduce_type: `mean`, `sum` or `max` of the weights' scores in a unit.
-        reg_type: None or `group_lasso`, which shrinks whole units from start to end.
-        reg_coeff: strength of `reg_type`.
-        lock_init_sparsity: what is zero at the start stays zero; units that are (for N:M, groups with at most N
-            nonzero weights) count as pruned.
-        exclude_head: leave the model's last layer, its classification head, dense.
-    """
-
-    target_sparsity: float = DEFAULT_TARGET
-    pruning_type: str = "snip_momentum"
-    pattern: Pattern = field(default_factory=lambda: parse_pattern("4x1"))
-    op_names: tuple[str, ...] = (".*",)
-    excluded_op_names: tuple[str, ...] = ()
-    pruning_op_types: tuple[str, ...] = OP_TYPES
-    start_step: int | None = None
-    end_step: int | None = None
-    pruning_frequency: int = 1
-    pruning_scope: str = "global"
-    min_sparsity_ratio_per_op: float = 0.0
-    max_sparsity_ratio_per_op: float = 0.98
-    sparsity_decay_type: str = "exp"
-    criterion_reduce_type: str = "mean"
-    reg_type: str | None = None
-    reg_coeff: float | None = None
-    lock_init_sparsity: bool = False
-    exclude_head: bool = True
-
-    @property
-    def is_lock(self) -> bool:
-        return self.pruning_type == "pattern_lock"
-
-    @property
-    def is_progressive(self) -> bool:
-        return self.pruning_type.endswith("_progressive")
-
-    @property
-    def criterion(self) -> str:
-        return self.pruning_type.removesuffix("_progressive")
-
-    @property
-    def needs_gradient(self) -> bool:
-        return not self.is_lock and self.criterion != "magnitude"
-
-    @property
-    def window(self) -> tuple[int, int, int]:
-        """Start, end and frequency; for groups that have a schedule."""
-        assert self.start_step is not None
-        assert self.end_step is not None
-        return self.start_step, self.end_step, self.pruning_frequency
-
-    @property
-    def last_event(self) -> int:
-        return last_event(*self.window)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys as plain JSON values; builds an equal group again."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.is_lock:
-            values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
-        return {k: str(v) if k == "pattern" else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-KEYS = tuple(f.name for f in dataclasses.fields(GroupConfig))
 
 
 class PruningConfig:
@@ -164,18 +73,35 @@ class PruningConfig:
         return more
 
     @classmethod
-    def load(cls, path: str, **flags: Any) -> PruningConfig:
-        """Read a .json, .yaml or .yml file; see `trisparse.prune.config.file.load_config`."""
-        from trisparse.prune.config.file import load_config
+    def load(cls, path: str | Path, *, defaults: Mapping[str, Any] | None = None, **flags: Any) -> PruningConfig:
+        """Read a .json, .yaml or .yml file: a list of groups, or a mapping of global keys with `pruning_configs`.
 
-        return load_config(path, **flags)
+        A key is taken from the group, else from `flags`, else from the file's global keys, else from `defaults`.
+
+        Raises:
+            PruningError: the file can't be read or is no config, or a flag that every group overrides.
+        """
+        keys = read_config(Path(path), defaults or {}, flags)
+        try:
+            return cls(**keys)
+        except PruningError as error:
+            raise PruningError(f"{path}: {error}") from None
 
     @classmethod
     def from_neural_compressor(cls, config: Mapping[str, Any]) -> PruningConfig:
-        """Convert neural-compressor's keys; see `trisparse.prune.config.neural_compressor`."""
-        from trisparse.prune.config.neural_compressor import convert_config
+        """Build a config from the keys of Intel neural-compressor 2.x and print what changed meaning.
 
-        return convert_config(config)
+        There `N:M` says how many are *pruned*, here how many are kept; there a target counts units, here weights (the
+        same thing where all units are of one size).
+
+        Raises:
+            PruningError: a key or value that has no counterpart here.
+        """
+        keys, notes = convert_keys(config)
+        result = cls(**keys)
+        for note in notes:
+            print(f"from_neural_compressor: {note}")  # noqa: T201 -- asked for: the caller reads it
+        return result
 
 
 def _check_keys(keys: Mapping[str, Any], where: str) -> None:
@@ -204,7 +130,7 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
                 raise PruningError(f"{given[0]}: pattern_lock holds from the first step; leave {given[0]} out")
             values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
         config = GroupConfig(**values)
-        _check(config)
+        check_group(config)
     except PruningError as error:
         raise PruningError(f"{where}{error}") from None
     return config
@@ -214,100 +140,3 @@ def _names(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
         raise PruningError(f"{name}: want a list of strings, got {value!r}; write [{value!r}]")
     return tuple(value)
-
-
-def _check(c: GroupConfig) -> None:
-    _choice("pruning_type", c.pruning_type, PRUNING_TYPES)
-    _choice("pruning_scope", c.pruning_scope, SCOPES)
-    _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
-    _choice("criterion_reduce_type", c.criterion_reduce_type, REDUCTIONS)
-    if not c.pruning_op_types:
-        raise PruningError(f"pruning_op_types: got an empty list; want {' or '.join(OP_TYPES)}")
-    for op_type in c.pruning_op_types:
-        _choice("pruning_op_types", op_type, OP_TYPES)
-    for name in ("op_names", "excluded_op_names"):
-        for pattern in getattr(c, name):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise PruningError(f"{name}: {pattern!r} is no regular expression: {error}") from None
-    for name in ("lock_init_sparsity", "exclude_head"):
-        if not isinstance(getattr(c, name), bool):
-            raise PruningError(f"{name}: want true or false, got {getattr(c, name)!r}")
-    _check_ratios(c)
-    _check_regularization(c)
-    if not c.is_lock:
-        _check_window(c)
-
-
-def _check_ratios(c: GroupConfig) -> None:
-    low, target, high = c.min_sparsity_ratio_per_op, c.target_sparsity, c.max_sparsity_ratio_per_op
-    _number("target_sparsity", target, 0, 1)
-    _number("min_sparsity_ratio_per_op", low, 0, 1)
-    _number("max_sparsity_ratio_per_op", high, 0, 1)
-    if c.is_lock:
-        return
-    if target == 0:
-        raise PruningError("target_sparsity: 0 prunes nothing; want a fraction above 0 and below 1")
-    if c.pattern.is_nm:
-        reach = 1 - c.pattern.n / c.pattern.m
-        if target > reach + 1e-9:  # a rounded 2/3 is meant as 2/3
-            raise PruningError(
-                f"target_sparsity: {target} is out of reach for {c.pattern}, which keeps {c.pattern.n} of every "
-                f"{c.pattern.m}; want at most {reach}"
-            )
-        if c.is_progressive:
-            raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut an N:M group in parts; use {c.criterion!r}")
-    if target > high:
-        raise PruningError(
-            f"target_sparsity: {target} is out of reach with max_sparsity_ratio_per_op {high}; "
-            "raise one or lower the other"
-        )
-    if low > target:
-        raise PruningError(f"min_sparsity_ratio_per_op: {low} is above target_sparsity {target}; want at most {target}")
-
-
-def _check_regularization(c: GroupConfig) -> None:
-    if c.reg_type is None:
-        if c.reg_coeff is not None:
-            raise PruningError(f"reg_coeff: {c.reg_coeff} has no effect without reg_type; add reg_type: group_lasso")
-        return
-    _choice("reg_type", c.reg_type, ("group_lasso",))
-    if c.reg_coeff is None:
-        raise PruningError("reg_coeff: missing; reg_type group_lasso needs a strength, such as 0.001")
-    _number("reg_coeff", c.reg_coeff, 0, float("inf"))
-    if c.pattern.is_nm or c.is_lock:
-        what = f"pattern {c.pattern}" if c.pattern.is_nm else "pruning_type pattern_lock"
-        raise PruningError(f"reg_type: group_lasso shrinks whole units, which {what} has none of; leave reg_type out")
-
-
-def _check_window(c: GroupConfig) -> None:
-    for name in ("start_step", "end_step"):
-        value = getattr(c, name)
-        if value is None:
-            raise PruningError(f"{name}: missing; give the optimizer step at which pruning {name.split('_')[0]}s")
-        _integer(name, value, 0)
-    _integer("pruning_frequency", c.pruning_frequency, 1)
-    start, end, _ = c.window
-    if end < start:
-        raise PruningError(f"end_step: {end} is before start_step {start}; want end_step >= start_step")
-    if start == 0 and c.last_event == 0 and c.needs_gradient:
-        raise PruningError(
-            f"start_step: {c.pruning_type} has no gradient to score before the first step; "
-            "want start_step >= 1, or pruning_type magnitude"
-        )
-
-
-def _choice(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise PruningError(f"{name}: {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
-
-
-def _number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-        raise PruningError(f"{name}: want a number from {low} up to but not {high}, got {value!r}")
-
-
-def _integer(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise PruningError(f"{name}: want a whole number of at least {low}, got {value!r}")

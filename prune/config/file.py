@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trisparse.prune.config.config import KEYS, SCHEDULE_KEYS, PruningConfig
+from trisparse.prune.config.group import KEYS, SCHEDULE_KEYS
 from trisparse.prune.errors import PruningError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -97,16 +97,12 @@ def find_file(name: str, folder: Path) -> Path:
     )
 
 
-def load_config(path: str | Path, *, defaults: Mapping[str, Any] | None = None, **flags: Any) -> PruningConfig:
-    """Read a config file: a list of groups, or a mapping of global keys with `pruning_configs`.
-
-    A key is taken from the group, else from `flags`, else from the file's global keys, else from
-    `defaults`.
+def read_config(path: Path, defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `PruningConfig` that a file stands for; see `PruningConfig.load`.
 
     Raises:
         PruningError: the file can't be read or is no config, or a flag that every group overrides.
     """
-    path = Path(path)
     content = parse_file(path)
     if isinstance(content, list):
         content = {"pruning_configs": content}
@@ -115,7 +111,7 @@ def load_config(path: str | Path, *, defaults: Mapping[str, Any] | None = None, 
     if odd := [key for key in content if not isinstance(key, str)]:
         raise PruningError(f"{path}: {odd[0]!r}: unknown key; want one of {', '.join(KEYS)}")
     groups = content.pop("pruning_configs", None)
-    keys = {**(defaults or {}), **content, **flags}
+    keys = {**defaults, **content, **flags}
     listed = [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) and groups else [{}]
     locks = [group.get("pruning_type", keys.get("pruning_type")) == "pattern_lock" for group in listed]
     if all(locks):
@@ -128,7 +124,4 @@ def load_config(path: str | Path, *, defaults: Mapping[str, Any] | None = None, 
                 f"{flag}: {flags[flag]!r} has no effect: every group of {path} sets its own or has no use for it; "
                 "remove the flag"
             )
-    try:
-        return PruningConfig(pruning_configs=groups, **keys)
-    except PruningError as error:
-        raise PruningError(f"{path}: {error}") from None
+    return {"pruning_configs": groups, **keys}

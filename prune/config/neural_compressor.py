@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.errors import PruningError
 
 _DROPPED = ("backend", "low_memory_usage", "resume_from_pruned_checkpoint", "criterion_type", "progressive")
 
 
-def _convert_keys(keys: Mapping[str, Any], where: str, notes: list[str]) -> dict[str, Any]:
+def _convert_section(keys: Mapping[str, Any], where: str, notes: list[str]) -> dict[str, Any]:
     out = dict(keys)
     for key in _DROPPED:
         if key in out:
@@ -49,11 +48,8 @@ def _convert_keys(keys: Mapping[str, Any], where: str, notes: list[str]) -> dict
     return out
 
 
-def convert_config(config: Mapping[str, Any]) -> PruningConfig:
-    """Build a `PruningConfig` from neural-compressor's keys and print what changed meaning.
-
-    There `N:M` says how many are *pruned*, here how many are kept; there a target counts units, here
-    weights (the same thing where all units are of one size).
+def convert_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of `PruningConfig` for neural-compressor's keys, and notes on what changed meaning.
 
     Raises:
         PruningError: a key or value that has no counterpart here.
@@ -64,9 +60,6 @@ def convert_config(config: Mapping[str, Any]) -> PruningConfig:
     groups = config.get("pruning_configs") or [{}]
     if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
         raise PruningError(f"pruning_configs: want a list of groups, got {groups!r}")
-    top = _convert_keys({k: v for k, v in config.items() if k != "pruning_configs"}, "", notes)
-    converted = [_convert_keys(g, f"pruning_configs[{i}].", notes) for i, g in enumerate(groups)]
-    result = PruningConfig(pruning_configs=converted, **top)
-    for note in notes:
-        print(f"from_neural_compressor: {note}")  # noqa: T201 -- asked for: the caller reads it
-    return result
+    top = _convert_section({k: v for k, v in config.items() if k != "pruning_configs"}, "", notes)
+    converted = [_convert_section(g, f"pruning_configs[{i}].", notes) for i, g in enumerate(groups)]
+    return {"pruning_configs": converted, **top}, notes

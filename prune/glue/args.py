@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trisparse.prune.config.config import PruningConfig
-from trisparse.prune.config.file import find_config, load_config
+from trisparse.prune.config.file import find_config
 from trisparse.prune.errors import PruningError, nearest
 from trisparse.prune.glue.recipe import recipe_flags
 from trisparse.prune.glue.tasks import find_task
@@ -153,7 +153,7 @@ class GlueArguments:
             if p.pruning_type == "pattern_lock":
                 defaults = {"pruning_op_types": ["Linear"]}
             return PruningConfig(**{**defaults, **flags})
-        return load_config(find_config(p.pruning_config), defaults=defaults, **flags)
+        return PruningConfig.load(find_config(p.pruning_config), defaults=defaults, **flags)
 
 
 DEFAULTS = GlueArguments(ModelArguments(), DataArguments(), TrainingArguments(), PruningArguments()).to_dict()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trisparse.prune.config.config import GroupConfig
+from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.lasso import shrink_units

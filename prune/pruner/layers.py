@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from trisparse.prune.config.config import GroupConfig
+from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.shards import Rows, check_wrappers, count_zeros, local, reshard, rows_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trisparse.prune.config.config import GroupConfig
+from trisparse.prune.config.group import GroupConfig
 from trisparse.sparse_ops import Plan, select_units
 from trisparse.sparse_ops.choosing.select_sharded import select_units_sharded
 

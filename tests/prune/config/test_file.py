@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trisparse import PruningConfig, PruningError
-from trisparse.prune.config.file import RECIPES, find_config, load_config
+from trisparse.prune.config.file import RECIPES, find_config
 
 OK = {"start_step": 1, "end_step": 10}
 
@@ -41,7 +41,7 @@ def test_list_and_mapping_in_json_and_yaml_are_one_config(tmp_path):
     want = PruningConfig(pruning_configs=groups, **OK)
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
-        assert load_config(tmp_path / name, **OK) == want
+        assert PruningConfig.load(tmp_path / name, **OK) == want
 
 
 def test_precedence_group_flag_file_default(tmp_path):
@@ -50,17 +50,17 @@ def test_precedence_group_flag_file_default(tmp_path):
         "pattern: 8x1\npruning_scope: local\npruning_configs:\n- {op_names: [a], pattern: 1x1}\n- {op_names: [b]}\n"
     )
     defaults = {"sparsity_decay_type": "cos", "pruning_scope": "global", **OK}
-    first, second = load_config(path, defaults=defaults, pattern="2x1").groups
+    first, second = PruningConfig.load(path, defaults=defaults, pattern="2x1").groups
     assert (str(first.pattern), str(second.pattern)) == ("1x1", "2x1")
     assert (first.pruning_scope, first.sparsity_decay_type, first.start_step) == ("local", "cos", 1)
-    assert str(load_config(path, **OK).groups[1].pattern) == "8x1"
+    assert str(PruningConfig.load(path, **OK).groups[1].pattern) == "8x1"
 
 
 def test_a_flag_that_no_group_feels_is_an_error(tmp_path):
     path = tmp_path / "c.json"
     path.write_text('[{"op_names": ["a"], "pattern": "1x1"}, {"op_names": ["b"], "pattern": "4x1"}]')
     with pytest.raises(PruningError, match="pattern: '2:4' has no effect: every group of .*c.json sets its own"):
-        load_config(path, pattern="2:4", **OK)
+        PruningConfig.load(path, pattern="2:4", **OK)
 
 
 @pytest.mark.parametrize(
@@ -82,22 +82,22 @@ def test_a_flag_that_no_group_feels_is_an_error(tmp_path):
 def test_mistakes(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(PruningError, match=message) as caught:
-        load_config(tmp_path / name)
+        PruningConfig.load(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_yaml_merge_keys(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("- &a {op_names: [a], pattern: 2:4}\n- {<<: *a, op_names: [b]}\n")
-    assert [str(g.pattern) for g in load_config(path, **OK).groups] == ["2:4", "2:4"]
+    assert [str(g.pattern) for g in PruningConfig.load(path, **OK).groups] == ["2:4", "2:4"]
 
 
 def test_a_lock_feels_no_schedule(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("- {op_names: [a], pruning_type: pattern_lock}\n")
-    assert load_config(path, defaults=OK).groups[0].is_lock
+    assert PruningConfig.load(path, defaults=OK).groups[0].is_lock
     with pytest.raises(PruningError, match="target_sparsity: 0.5 has no effect"):
-        load_config(path, defaults=OK, target_sparsity=0.5)
+        PruningConfig.load(path, defaults=OK, target_sparsity=0.5)
 
 
 def test_from_neural_compressor_takes_its_own_defaults():
@@ -119,7 +119,7 @@ def test_from_neural_compressor_takes_its_own_defaults():
 def test_recipes_are_found_by_name_and_agree():
     path = find_config("mixed")
     assert path == RECIPES / "mixed.yaml"
-    assert load_config(path, **OK) == load_config(RECIPES / "mixed.json", **OK)
+    assert PruningConfig.load(path, **OK) == PruningConfig.load(RECIPES / "mixed.json", **OK)
     with pytest.raises(PruningError, match="mixd: no such file, and no recipe of that name .*did you mean 'mixed'"):
         find_config("mixd")
 

@@ -1,0 +1,108 @@
+"""What the keys of a group may be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from trisparse.prune.config.group import OP_TYPES, PRUNING_TYPES, REDUCTIONS, SCOPES, GroupConfig
+from trisparse.prune.config.schedules import SCHEDULES
+from trisparse.prune.errors import PruningError, nearest
+
+
+def check_group(c: GroupConfig) -> None:
+    """Raise PruningError, which names the key, unless the values fit one another; a model may still not fit them."""
+    _choice("pruning_type", c.pruning_type, PRUNING_TYPES)
+    _choice("pruning_scope", c.pruning_scope, SCOPES)
+    _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
+    _choice("criterion_reduce_type", c.criterion_reduce_type, REDUCTIONS)
+    if not c.pruning_op_types:
+        raise PruningError(f"pruning_op_types: got an empty list; want {' or '.join(OP_TYPES)}")
+    for op_type in c.pruning_op_types:
+        _choice("pruning_op_types", op_type, OP_TYPES)
+    for name in ("op_names", "excluded_op_names"):
+        for pattern in getattr(c, name):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise PruningError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+    for name in ("lock_init_sparsity", "exclude_head"):
+        if not isinstance(getattr(c, name), bool):
+            raise PruningError(f"{name}: want true or false, got {getattr(c, name)!r}")
+    _check_ratios(c)
+    _check_regularization(c)
+    if not c.is_lock:
+        _check_window(c)
+
+
+def _check_ratios(c: GroupConfig) -> None:
+    low, target, high = c.min_sparsity_ratio_per_op, c.target_sparsity, c.max_sparsity_ratio_per_op
+    _number("target_sparsity", target, 0, 1)
+    _number("min_sparsity_ratio_per_op", low, 0, 1)
+    _number("max_sparsity_ratio_per_op", high, 0, 1)
+    if c.is_lock:
+        return
+    if target == 0:
+        raise PruningError("target_sparsity: 0 prunes nothing; want a fraction above 0 and below 1")
+    if c.pattern.is_nm:
+        reach = 1 - c.pattern.n / c.pattern.m
+        if target > reach + 1e-9:  # a rounded 2/3 is meant as 2/3
+            raise PruningError(
+                f"target_sparsity: {target} is out of reach for {c.pattern}, which keeps {c.pattern.n} of every "
+                f"{c.pattern.m}; want at most {reach}"
+            )
+        if c.is_progressive:
+            raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut an N:M group in parts; use {c.criterion!r}")
+    if target > high:
+        raise PruningError(
+            f"target_sparsity: {target} is out of reach with max_sparsity_ratio_per_op {high}; "
+            "raise one or lower the other"
+        )
+    if low > target:
+        raise PruningError(f"min_sparsity_ratio_per_op: {low} is above target_sparsity {target}; want at most {target}")
+
+
+def _check_regularization(c: GroupConfig) -> None:
+    if c.reg_type is None:
+        if c.reg_coeff is not None:
+            raise PruningError(f"reg_coeff: {c.reg_coeff} has no effect without reg_type; add reg_type: group_lasso")
+        return
+    _choice("reg_type", c.reg_type, ("group_lasso",))
+    if c.reg_coeff is None:
+        raise PruningError("reg_coeff: missing; reg_type group_lasso needs a strength, such as 0.001")
+    _number("reg_coeff", c.reg_coeff, 0, float("inf"))
+    if c.pattern.is_nm or c.is_lock:
+        what = f"pattern {c.pattern}" if c.pattern.is_nm else "pruning_type pattern_lock"
+        raise PruningError(f"reg_type: group_lasso shrinks whole units, which {what} has none of; leave reg_type out")
+
+
+def _check_window(c: GroupConfig) -> None:
+    for name in ("start_step", "end_step"):
+        value = getattr(c, name)
+        if value is None:
+            raise PruningError(f"{name}: missing; give the optimizer step at which pruning {name.split('_')[0]}s")
+        _integer(name, value, 0)
+    _integer("pruning_frequency", c.pruning_frequency, 1)
+    start, end, _ = c.window
+    if end < start:
+        raise PruningError(f"end_step: {end} is before start_step {start}; want end_step >= start_step")
+    if start == 0 and c.last_event == 0 and c.needs_gradient:
+        raise PruningError(
+            f"start_step: {c.pruning_type} has no gradient to score before the first step; "
+            "want start_step >= 1, or pruning_type magnitude"
+        )
+
+
+def _choice(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise PruningError(f"{name}: {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
+        raise PruningError(f"{name}: want a number from {low} up to but not {high}, got {value!r}")
+
+
+def _integer(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise PruningError(f"{name}: want a whole number of at least {low}, got {value!r}")

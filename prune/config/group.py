@@ -1,0 +1,103 @@
+"""The keys of one group of layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from trisparse.prune.config.patterns import Pattern, parse_pattern
+from trisparse.prune.config.schedules import last_event
+
+CRITERIA = ("magnitude", "gradient", "snip", "snip_momentum")
+PRUNING_TYPES = (*CRITERIA, *(f"{c}_progressive" for c in CRITERIA), "pattern_lock")
+SCOPES = ("global", "local")
+OP_TYPES = ("Conv", "Linear")
+REDUCTIONS = ("mean", "sum", "max")
+DEFAULT_TARGET = 0.9
+# what a pattern_lock has no use for
+SCHEDULE_KEYS = ("start_step", "end_step", "pruning_frequency", "target_sparsity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """The keys of one group of layers, and of the global section. All of them resolved.
+
+    Attributes:
+        target_sparsity: fraction of the group's weights that end as zero; default 0.9, for N:M 1 - N/M.
+        pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`), one with
+            `_progressive` behind it, or `pattern_lock`.
+        pattern: `NxM`, `1xchannel`, `channelx1`, or `N:M` where N of every M are kept.
+        op_names: regular expressions; a layer whose name one of them finds (`re.search`) is in the group.
+        excluded_op_names: regular expressions; a layer whose name one of them finds is not.
+        pruning_op_types: `Conv`, `Linear` or both.
+        start_step: optimizer steps before the first event. Required, but for `pattern_lock`.
+        end_step: optimizer step after which the masks stay. Required, but for `pattern_lock`.
+        pruning_frequency: steps from one event to the next.
+        pruning_scope: `global`: the group's layers compete; `local`: each layer meets the target alone.
+        min_sparsity_ratio_per_op: least sparsity of each layer when the target is met.
+        max_sparsity_ratio_per_op: greatest sparsity of each layer, at any time.
+        sparsity_decay_type: `linear`, `cos`, `cube`, `exp` or `cubic`.
+        criterion_reduce_type: `mean`, `sum` or `max` of the weights' scores in a unit.
+        reg_type: None or `group_lasso`, which shrinks whole units from start to end.
+        reg_coeff: strength of `reg_type`.
+        lock_init_sparsity: what is zero at the start stays zero; units that are (for N:M, groups with at most N
+            nonzero weights) count as pruned.
+        exclude_head: leave the model's last layer, its classification head, dense.
+    """
+
+    target_sparsity: float = DEFAULT_TARGET
+    pruning_type: str = "snip_momentum"
+    pattern: Pattern = field(default_factory=lambda: parse_pattern("4x1"))
+    op_names: tuple[str, ...] = (".*",)
+    excluded_op_names: tuple[str, ...] = ()
+    pruning_op_types: tuple[str, ...] = OP_TYPES
+    start_step: int | None = None
+    end_step: int | None = None
+    pruning_frequency: int = 1
+    pruning_scope: str = "global"
+    min_sparsity_ratio_per_op: float = 0.0
+    max_sparsity_ratio_per_op: float = 0.98
+    sparsity_decay_type: str = "exp"
+    criterion_reduce_type: str = "mean"
+    reg_type: str | None = None
+    reg_coeff: float | None = None
+    lock_init_sparsity: bool = False
+    exclude_head: bool = True
+
+    @property
+    def is_lock(self) -> bool:
+        return self.pruning_type == "pattern_lock"
+
+    @property
+    def is_progressive(self) -> bool:
+        return self.pruning_type.endswith("_progressive")
+
+    @property
+    def criterion(self) -> str:
+        return self.pruning_type.removesuffix("_progressive")
+
+    @property
+    def needs_gradient(self) -> bool:
+        return not self.is_lock and self.criterion != "magnitude"
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Start, end and frequency; for groups that have a schedule."""
+        assert self.start_step is not None
+        assert self.end_step is not None
+        return self.start_step, self.end_step, self.pruning_frequency
+
+    @property
+    def last_event(self) -> int:
+        return last_event(*self.window)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys as plain JSON values; builds an equal group again."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.is_lock:
+            values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
+        return {k: str(v) if k == "pattern" else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+KEYS = tuple(f.name for f in dataclasses.fields(GroupConfig))
