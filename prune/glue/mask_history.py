@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trisparse.prune.pruner.pruner import Pruner
+from trisparse.prune.pruner.pruner import Pruner
 
 _MOST = 256  # rows; a row has a number for every layer
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layers import exact
+from trisparse.prune.pruner.group import PrunedGroup
+from trisparse.prune.pruner.layers import Layer, exact
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
-
-if TYPE_CHECKING:
-    from trisparse.prune.pruner.pruner import Pruner
 
 _BY_HAND = "call pruner.observe() and pruner.step() around its step instead"
 
@@ -29,15 +28,33 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
 
 
 class Attachment:
-    """A Pruner on an optimizer's hooks, until `detach()` or the end of the `with` block."""
+    """A Pruner on an optimizer's hooks, until `detach()` or the end of the `with` block.
 
-    def __init__(self, pruner: Pruner, optimizer: Any) -> None:
-        self._pruner = pruner
+    Args:
+        optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`.
+        groups: what the Pruner prunes.
+        observe: its `observe`.
+        step: its `step`.
+        on_detach: told of this attachment once the hooks are gone.
+
+    Raises:
+        PruningError: an optimizer without step hooks or without one of the pruned weights, or another Pruner on them.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        groups: Sequence[PrunedGroup],
+        observe: Callable[..., None],
+        step: Callable[..., None],
+        on_detach: Callable[[Attachment], None],
+    ) -> None:
+        self._groups, self._observe, self._step, self._on_detach = groups, observe, step, on_detach
         self._optimizer = innermost(optimizer)
         self._steps_seen = 0
         self._skips = False
         held = self._learning_rates()
-        missing = [layer for layer in pruner.layers if id(layer.weight) not in held]
+        missing = [layer for layer in self._layers if id(layer.weight) not in held]
         if missing:
             frozen = [exact(layer.name) for layer in missing if not layer.weight.requires_grad]
             raise PruningError(
@@ -50,19 +67,23 @@ class Attachment:
             )
         self._check_alone()
         if isinstance(self._optimizer, MaskedAdamW):
-            self._optimizer.serve(pruner)
+            self._optimizer.serve(groups)
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
         ]
 
+    @property
+    def _layers(self) -> list[Layer]:
+        return [layer for group in self._groups for layer in group.layers]
+
     def _check_alone(self) -> None:
         """Two Pruners would each undo what the other keeps."""
-        mine = {id(layer.weight) for layer in self._pruner.layers}
+        mine = {id(layer.weight) for layer in self._layers}
         for hook in self._optimizer._optimizer_step_pre_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, Attachment):
-                for layer in other._pruner.layers:
+                for layer in other._layers:
                     if id(layer.weight) in mine:
                         raise PruningError(
                             f"attach: another Pruner on this {type(self._optimizer).__name__} prunes {layer.name} "
@@ -84,24 +105,22 @@ class Attachment:
         self._skips = found_inf is not None and bool(found_inf != 0)
         if not self._skips:
             scale = getattr(optimizer, "grad_scale", None)
-            self._pruner.observe(grad_scale=1.0 if scale is None else float(scale))
+            self._observe(grad_scale=1.0 if scale is None else float(scale))
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._skips:
-            shrinks = any(group.reg_type is not None for group in self._pruner.config.groups)
+            shrinks = any(group.config.reg_type is not None for group in self._groups)
             rates = self._learning_rates() if shrinks else {}
-            self._pruner.step(lr=lambda layer: rates[id(layer.weight)])
+            self._step(lr=lambda layer: rates[id(layer.weight)])
         self._steps_seen += 1
 
     def detach(self) -> None:
         """Remove the hooks; the masks stay as they are, and are no longer held."""
         for handle in self._handles:
             handle.remove()
-        if isinstance(self._optimizer, MaskedAdamW) and self._optimizer.pruner is self._pruner:
-            self._optimizer.serve(None)  # but not when another Pruner came after a first detach()
-        if self._pruner._attached is self:
-            self._pruner._attached = None
-            self._pruner._observed = False  # a step that broke off between the hooks is forgotten
+        if isinstance(self._optimizer, MaskedAdamW) and self._optimizer.groups is self._groups:
+            self._optimizer.serve(())  # but not when another Pruner came after a first detach()
+        self._on_detach(self)
 
     def __enter__(self) -> Attachment:
         return self

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from trisparse.prune.pruner.group import PrunedGroup
+from trisparse.prune.pruner.group import PrunedGroup
 
 # odd 63-bit constants of SplitMix64 (Steele, Lea, Flood 2014)
 _MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.group import PrunedGroup
+from trisparse.prune.pruner.layers import Layer
 from trisparse.sparse_ops.choosing.masked_adamw import DTYPES, adamw_rates
-
-if TYPE_CHECKING:
-    from trisparse.prune.pruner.pruner import Pruner
 
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
 
@@ -48,7 +47,7 @@ class MaskedAdamW(torch.optim.AdamW):
         32
     """
 
-    pruner: Pruner | None = None
+    groups: Sequence[PrunedGroup] = ()  # of the Pruner that it serves
 
     def __init__(
         self,
@@ -64,15 +63,15 @@ class MaskedAdamW(torch.optim.AdamW):
             if wrong := [name for name in _REFUSED if group.get(name)]:
                 raise PruningError(f"{wrong[0]}: MaskedAdamW has no step with {wrong[0]}; use torch.optim.AdamW")
 
-    def serve(self, pruner: Pruner | None) -> None:
-        """Score and mask for this Pruner from now on, or for none; `Pruner.attach` calls it.
+    def serve(self, groups: Sequence[PrunedGroup]) -> None:
+        """Score and mask these groups of a Pruner from now on, or none; `Pruner.attach` calls it.
 
         Raises:
             PruningError: it serves another, or a weight is of a dtype that the pass does not compute in.
         """
-        if pruner and self.pruner:
+        if groups and self.groups:
             raise PruningError("attach: MaskedAdamW serves a Pruner already; prune all groups by one config")
-        for layer in pruner.layers if pruner else []:
+        for layer in _layers(groups):
             if layer.rows.group is not None:
                 raise PruningError(
                     f"attach: {layer.name} is sharded, which MaskedAdamW cannot step; use torch.optim.AdamW"
@@ -82,10 +81,9 @@ class MaskedAdamW(torch.optim.AdamW):
                     f"attach: {layer.name} is {layer.weight.dtype}, and MaskedAdamW computes in float32; "
                     "use torch.optim.AdamW"
                 )
-        if served := pruner or self.pruner:
-            for group in served.groups:
-                group.is_stepped_here = pruner is not None
-        self.pruner = pruner
+        for group in groups or self.groups:
+            group.is_stepped_here = bool(groups)
+        self.groups = groups
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -94,7 +92,7 @@ class MaskedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        pruned = {id(layer.weight) for layer in self.pruner.layers} if self.pruner else set()
+        pruned = {id(layer.weight) for layer in _layers(self.groups)}
         rates: dict[int, list[float]] = {}
         for group in self.param_groups:
             found = [p for p in group["params"] if p.grad is not None]
@@ -105,7 +103,7 @@ class MaskedAdamW(torch.optim.AdamW):
                     rates[id(p)] = adamw_rates(
                         float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], int(count)
                     )
-        for pruned_group in self.pruner.groups if self.pruner else []:
+        for pruned_group in self.groups:
             pruned_group.step_adamw(rates, self.state)
         return loss
 
@@ -137,3 +135,7 @@ class MaskedAdamW(torch.optim.AdamW):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _layers(groups: Sequence[PrunedGroup]) -> list[Layer]:
+    return [layer for group in groups for layer in group.layers]

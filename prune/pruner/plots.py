@@ -12,8 +12,6 @@ from trisparse.prune.files import atomic_save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from trisparse.prune.pruner.report import SparsityReport
-
 
 def _figure(width: float, height: float) -> Figure | None:
     if importlib.util.find_spec("matplotlib") is None:
@@ -27,16 +25,15 @@ def _save(figure: Figure, path: Path) -> None:
     atomic_save(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def plot_sparsity(report: SparsityReport, path: Path) -> None:
-    """Zeros of each pruned layer as horizontal bars."""
-    figure = _figure(8, 1.2 + 0.22 * len(report.layers))
+def plot_sparsity(layers: Sequence[tuple[str, float]], total: float, path: Path) -> None:
+    """Zeros of each pruned layer as horizontal bars: label and sparsity of each, and the sparsity of all of them."""
+    figure = _figure(8, 1.2 + 0.22 * len(layers))
     if figure is None:
         return
     axes = figure.subplots()
-    names = [f"{row.name} ({row.pattern})" for row in report.layers]
-    bars = axes.barh(names, [row.sparsity for row in report.layers], color="#4477aa")
+    bars = axes.barh([label for label, _ in layers], [sparsity for _, sparsity in layers], color="#4477aa")
     axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=7)
-    axes.axvline(report.pruned_layers, color="#cc3311", linewidth=1, label=f"all of them {report.pruned_layers:.4f}")
+    axes.axvline(total, color="#cc3311", linewidth=1, label=f"all of them {total:.4f}")
     axes.set(xlim=(0, 1.1), xlabel="fraction of weights that are zero")
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()

@@ -172,9 +172,14 @@ class Pruner:
         """
         if self._attached is not None:
             raise PruningError("attach: this Pruner is attached already; detach() first")
-        self._attached = Attachment(self, optimizer)
+        self._attached = Attachment(optimizer, self.groups, self.observe, self.step, self._detached)
         self.start()
         return self._attached
+
+    def _detached(self, attachment: Attachment) -> None:
+        if self._attached is attachment:  # a second detach() may come when another has taken its place
+            self._attached = None
+            self._observed = False  # a step that broke off between the hooks is forgotten
 
     def masks(self) -> dict[str, Tensor]:
         """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""
@@ -216,7 +221,7 @@ class Pruner:
         Raises:
             PruningError: a weight is not zero where its mask says pruned.
         """
-        return make_report(self)
+        return make_report(self.model, self.groups, self.masks(), self.step_count)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, masks as bits and scores; tensors and plain values that `torch.load` reads with weights_only.

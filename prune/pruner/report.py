@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
+from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.layers import count_parameters, find_head
+from trisparse.prune.pruner.plots import plot_sparsity
 from trisparse.prune.pruner.shards import local
-
-if TYPE_CHECKING:
-    from trisparse.prune.pruner.group import PrunedGroup
-    from trisparse.prune.pruner.pruner import Pruner
 
 
 @dataclass(frozen=True)
@@ -88,24 +88,24 @@ class SparsityReport:
 
     def save(self, directory: str | Path) -> None:
         """Write sparsity.json, and sparsity.png where matplotlib is installed."""
-        from trisparse.prune.pruner.plots import plot_sparsity
-
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         atomic_write(directory / "sparsity.json", json.dumps(self.to_dict(), indent=2) + "\n")
-        plot_sparsity(self, directory / "sparsity.png")
+        bars = [(f"{row.name} ({row.pattern})", row.sparsity) for row in self.layers]
+        plot_sparsity(bars, self.pruned_layers, directory / "sparsity.png")
 
 
 @torch.no_grad()
-def make_report(pruner: Pruner) -> SparsityReport:
-    """See `Pruner.report`."""
-    masks = pruner.masks()
-    rows = [row for group in pruner.groups for row in _rows(group, masks)]
+def make_report(
+    model: nn.Module, groups: Sequence[PrunedGroup], masks: dict[str, torch.Tensor], step: int
+) -> SparsityReport:
+    """See `Pruner.report`; `masks` by name of the layer, in force after `step` steps."""
+    rows = [row for group in groups for row in _rows(group, masks)]
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
-    matmul_zeros, matmul, all_zeros, everything = count_parameters(pruner.model)
-    complete = all(g.config.is_lock or pruner.step_count >= g.config.window[1] for g in pruner.groups)
-    head = find_head(pruner.model)
-    if head is not None and any(layer.module is head[1] for layer in pruner.layers):
+    matmul_zeros, matmul, all_zeros, everything = count_parameters(model)
+    complete = all(g.config.is_lock or step >= g.config.window[1] for g in groups)
+    head = find_head(model)
+    if head is not None and any(layer.module is head[1] for group in groups for layer in group.layers):
         head = None
     return SparsityReport(
         layers=tuple(rows),
@@ -115,7 +115,7 @@ def make_report(pruner: Pruner) -> SparsityReport:
         pattern_verified=all(row.verified for row in rows),
         complete=complete,
         head=head[0] if head is not None else None,
-        notes=tuple(_notes(pruner, rows, complete)),
+        notes=tuple(_notes(groups, rows, step, complete)),
     )
 
 
@@ -147,12 +147,12 @@ def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
     return rows
 
 
-def _notes(pruner: Pruner, rows: list[LayerRow], complete: bool) -> list[str]:
+def _notes(groups: Sequence[PrunedGroup], rows: list[LayerRow], step: int, complete: bool) -> list[str]:
     notes = []
     if not complete:
-        ends = ", ".join(str(g.config.window[1]) for g in pruner.groups if not g.config.is_lock)
-        notes.append(f"stopped at step {pruner.step_count}, before end_step {ends}")
-    for index, group in enumerate(pruner.groups):
+        ends = ", ".join(str(g.config.window[1]) for g in groups if not g.config.is_lock)
+        notes.append(f"stopped at step {step}, before end_step {ends}")
+    for index, group in enumerate(groups):
         dense, units = group.exchange.sum(
             [sum(int(mask.sum()) for mask in group.units), sum(mask.numel() for mask in group.units)]
         )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trisparse.prune.run_report.folder import Run
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from trisparse.prune.run_report.folder import Run
 
 _BLUE, _RED, _GREEN, _GRAY = "#2f5f8f", "#b5482f", "#3a7d44", "#8a8f98"
 _WIDE = 9.2  # inches
