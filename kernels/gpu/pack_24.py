@@ -128,10 +128,11 @@ def pack_tiles(
             )  # fmt: skip
 
 
-def _launch(
+def launch(
     weight: Tensor, chooser: Tensor, patterns: Tensor, packed: Tensor, packed_t: Tensor, select: str, layout: str,
     values_only: bool,
 ) -> None:  # fmt: skip
+    """One launch over all tiles; `values_only` leaves metadata as they are."""
     rows, cols = weight.shape
     high, wide = padded(rows, cols, layout)
     both = packed_t.numel() > 0
@@ -146,7 +147,8 @@ def _launch(
     )  # fmt: skip
 
 
-def _loadable(weight: Tensor) -> Tensor:
+def loadable(weight: Tensor) -> Tensor:
+    """In a dtype and an order that the kernel reads."""
     return (weight.float() if weight.dtype == torch.float64 else weight).contiguous()
 
 
@@ -157,23 +159,17 @@ def pack_24(
 
     Arguments as in `trisparse.sparse_ops.pack_24`.
     """
-    weight = _loadable(weight)
+    weight = loadable(weight)
     rows, cols = weight.shape
     _, size = packed_size(rows, cols, layout, dtype.itemsize)
     packed = torch.empty(size, dtype=dtype, device=weight.device)
     packed_t = torch.empty(size if transposed else 0, dtype=dtype, device=weight.device)
     chooser = weight if chooser is None else chooser.contiguous()
     if select == "patterns":
-        _launch(weight, weight, chooser, packed, packed_t, select, layout, False)
+        launch(weight, weight, chooser, packed, packed_t, select, layout, False)
         return packed, packed_t, chooser.new_empty(0, 0)
     if chooser.dtype == torch.bool:
         chooser = chooser.view(torch.int8)
     patterns = torch.empty(triton.cdiv(rows, 4), cols // 4, dtype=torch.int16, device=weight.device)
-    _launch(weight, chooser, patterns, packed, packed_t, select, layout, False)
+    launch(weight, chooser, patterns, packed, packed_t, select, layout, False)
     return packed, packed_t, patterns
-
-
-def repack_24(packed: Tensor, packed_t: Tensor, weight: Tensor, patterns: Tensor, layout: str) -> None:
-    """Write the values of `weight` anew, in place; arguments as in `trisparse.sparse_ops.repack_24`."""
-    weight = _loadable(weight)
-    _launch(weight, weight, patterns.contiguous(), packed, packed_t, "patterns", layout, True)

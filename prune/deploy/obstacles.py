@@ -7,7 +7,7 @@ from torch import nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.layers import is_hf_conv1d
-from trisparse.sparse_ops.choosing.units import DTYPES
+from trisparse.sparse_ops.checks import DTYPES
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -17,7 +17,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import (
     with_transpose,
 )
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
-from trisparse.sparse_ops.two_four.linear_24 import autocast_dtype, sparing_integers
+from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
 
 _STORED = ("columns", "pointers", "order")
 

@@ -23,11 +23,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from trisparse.sparse_ops.blocks.group_rows import group_rows
-from trisparse.sparse_ops.choosing.units import check_dtype
+from trisparse.sparse_ops.checks import check_dtype
 
 STEP = 16  # slots of vectors that tensor cores take at once
 HEIGHTS = (4, 8, 16, 32)  # of vectors
 SIDES = (16, 32, 64, 128)  # of blocks
+SCHEMA = (  # a `PackedBlocks` among an operator's arguments
+    "Tensor values, Tensor columns, Tensor pointers, Tensor order, Tensor slots_t, Tensor groups_t,"
+    " Tensor pointers_t, int rows, int cols, int run, int longest"
+)
 
 
 class PackedBlocks(NamedTuple):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.plan import plan_units
+from trisparse.sparse_ops.checks import check_device, check_lengths
 from trisparse.sparse_ops.choosing.plan import Plan
-from trisparse.sparse_ops.choosing.units import Block, check_device, check_lengths, check_units, check_view, flat, pairs
+from trisparse.sparse_ops.choosing.units import Block, check_units, check_view, flat, pairs
 from trisparse.sparse_ops.library import define, nothing
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.plan import plan_units
+from trisparse.sparse_ops.checks import check_device, check_lengths
 from trisparse.sparse_ops.choosing.apply_masks import apply_masks_reference
 from trisparse.sparse_ops.choosing.plan import Plan
 from trisparse.sparse_ops.choosing.score_units import CRITERIA, REDUCTIONS, like_weight, score_units_reference
-from trisparse.sparse_ops.choosing.units import Block, check_device, check_lengths, check_units, check_view, flat, pairs
+from trisparse.sparse_ops.choosing.units import Block, check_units, check_view, flat, pairs
 from trisparse.sparse_ops.library import define, nothing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from trisparse.sparse_ops.checks import check_dtype
 from trisparse.sparse_ops.choosing.sort_keys import sort_keys
-from trisparse.sparse_ops.choosing.units import check_dtype
 from trisparse.sparse_ops.library import define
 
 _MAX_PAIRWISE_M = 8  # M * (M - 1) / 2 comparisons of whole columns; beyond, one sort is faster

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.tile_patterns import CLASSES, LIMIT, PAIRS
-from trisparse.sparse_ops.choosing.units import check_dtype
+from trisparse.sparse_ops.checks import check_dtype
 from trisparse.sparse_ops.library import define
 
 

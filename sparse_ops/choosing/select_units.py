@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.plan import plan_selection
+from trisparse.sparse_ops.checks import check_device, check_dtype, check_lengths
 from trisparse.sparse_ops.choosing.plan import Plan
 from trisparse.sparse_ops.choosing.select_by_sorting import select_by_sorting
 from trisparse.sparse_ops.choosing.sort_keys import unit_keys
-from trisparse.sparse_ops.choosing.units import check_device, check_dtype, check_lengths
 from trisparse.sparse_ops.library import define, nothing
 
 _SHIFT = 18  # leading bits: sign, exponent and 5 of the mantissa

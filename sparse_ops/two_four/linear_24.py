@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import padded
+from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 from trisparse.sparse_ops.two_four.mm_24 import mm_24
 from trisparse.sparse_ops.two_four.pack_24 import check_half, check_mask, pack_24
@@ -24,23 +25,6 @@ def stored_places(matrix: Packed24) -> Tensor:
     high, wide = padded(matrix.rows, matrix.cols, matrix.layout)
     ones[: high * wide // 2] = 1
     return unpack_24(matrix._replace(packed=ones)) != 0
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes with on the device of x, None where it is off."""
-    kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
-
-
-def sparing_integers(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What `Module.to` and its like apply to tensors, but bytes are moved, never converted."""
-
-    def apply(tensor: Tensor) -> Tensor:
-        result = fn(tensor)
-        return result if tensor.is_floating_point() or result.dtype == tensor.dtype else tensor.to(result.device)
-
-    return apply
 
 
 class Linear24(nn.Module):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
-from trisparse.sparse_ops.two_four.linear_24 import autocast_dtype, sparing_integers
 from trisparse.sparse_ops.two_four.mask_24 import mask_24
 from trisparse.sparse_ops.two_four.mm_24 import mm_24
 from trisparse.sparse_ops.two_four.pack_24 import check_mask, pack_24

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from trisparse.sparse_ops.choosing.units import check_device
+from trisparse.sparse_ops.checks import check_device
 from trisparse.sparse_ops.library import define, differentiable
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
 from trisparse.sparse_ops.two_four.packed_24 import Packed24

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.layouts_24 import MULTIPLE, packed_size
+from trisparse.sparse_ops.checks import check_device, check_dtype
 from trisparse.sparse_ops.choosing.nm_mask import nm_mask
 from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d
-from trisparse.sparse_ops.choosing.units import check_device, check_dtype
 from trisparse.sparse_ops.library import define
 from trisparse.sparse_ops.two_four.libraries_24 import compress
 from trisparse.sparse_ops.two_four.packed_24 import Packed24, mask_of, pack_reference, patterns_of

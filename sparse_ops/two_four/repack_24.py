@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.layouts_24 import packed_size
-from trisparse.sparse_ops.choosing.units import check_device, check_dtype
+from trisparse.sparse_ops.checks import check_device, check_dtype
 from trisparse.sparse_ops.library import define, nothing
 from trisparse.sparse_ops.two_four.libraries_24 import compress
 from trisparse.sparse_ops.two_four.packed_24 import Packed24, check_patterns, mask_of, pack_reference
@@ -27,7 +27,7 @@ def _kernel(packed, packed_t, weight, patterns, layout) -> None:
         for target, values in zip((packed, packed_t), compress(dense, layout, packed_t.numel() > 0), strict=True):
             target.copy_(values)
         return
-    from trisparse.kernels.gpu.pack_24 import repack_24
+    from trisparse.kernels.gpu.repack_24 import repack_24
 
     repack_24(packed, packed_t, weight, patterns, layout)
 

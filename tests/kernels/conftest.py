@@ -1,10 +1,12 @@
 """Fixtures of the kernel tests."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
 
+from trisparse import sparse_ops
 from trisparse.sparse_ops import Plan
 from trisparse.sparse_ops.blocks import spmm
 
@@ -34,10 +36,11 @@ def kernels_on_cpu(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("a GPU runs the kernels by itself")
     monkeypatch.setattr(Plan, "_is_for_kernels", lambda self, device: True)
-    kernels = {"spmm_t": spmm._spmm_t_kernel, "sddmm": spmm._sddmm_kernel}
-    for name in (*KERNELS, "repack_24"):
-        if name not in kernels:
-            kernels[name] = importlib.import_module(f"trisparse.sparse_ops.{name}")._kernel
+    wings = {path.stem: path.parent.name for path in Path(sparse_ops.__file__).parent.glob("*/*.py")}
+    kernels = {
+        name: importlib.import_module(f"trisparse.sparse_ops.{wings[name]}.{name}")._kernel
+        for name in (*KERNELS, "repack_24")
+    }
     with monkeypatch.context() as instead:  # see what defining a product registers
         instead.setattr(spmm, "define", lambda schema, _, kernel, fake: kernels.update({schema.split("(")[0]: kernel}))
         instead.setattr(spmm, "differentiable", lambda *functions: None)
@@ -122,7 +125,7 @@ def count_launches(monkeypatch):
     """A list that gets the name of every kernel launched from now on."""
     launched = []
     for name in KERNELS:
-        module = importlib.import_module(f"trisparse.kernels.{name}")
+        module = importlib.import_module(f"trisparse.kernels.gpu.{name}")
         for key in KERNELS[name]:
             monkeypatch.setattr(module, key, Counted(getattr(module, key), key, launched))
     return launched

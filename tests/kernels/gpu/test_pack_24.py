@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trisparse.kernels.gpu.mask_24 import mask_24
-from trisparse.kernels.gpu.pack_24 import pack_24, repack_24
+from trisparse.kernels.gpu.pack_24 import pack_24
+from trisparse.kernels.gpu.repack_24 import repack_24
 from trisparse.kernels.gpu.unpack_24 import unpack_24
 from trisparse.kernels.layouts_24 import QUADS
 from trisparse.sparse_ops.two_four.pack_24 import pack_24_reference

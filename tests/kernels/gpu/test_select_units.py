@@ -28,7 +28,7 @@ def both(device, scores, masks, sizes, lo, hi, targets):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks so short that small layers span several."""
-    for name in ("plan", "select_units"):
+    for name in ("plan", "gpu.select_units"):
         monkeypatch.setattr(importlib.import_module(f"trisparse.kernels.{name}"), "SELECTION_CHUNK", 16)
 
 

@@ -1,0 +1,38 @@
+"""The gradient of a packed weight: a product of dense matrices, taken only where values are stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, places
+from trisparse.sparse_ops.library import define
+
+
+def sddmm_reference(grad, x, *matrix) -> Tensor:
+    """Plain torch; see `sddmm`."""
+    packed = PackedBlocks(*matrix)
+    row, column = places(packed)
+    inside = (row < packed.rows) & (column < packed.cols)
+    full = grad.t() @ x
+    return full[row.clamp(max=packed.rows - 1), column.clamp(max=packed.cols - 1)].where(inside, 0)
+
+
+def _kernel(grad, x, *matrix) -> Tensor:
+    from trisparse.kernels.gpu.sddmm import sddmm
+
+    return sddmm(grad, x, PackedBlocks(*matrix))
+
+
+define(
+    f"sddmm(Tensor grad, Tensor x, {SCHEMA}) -> Tensor",
+    sddmm_reference, _kernel, lambda grad, x, values, *matrix: torch.empty_like(values),
+)  # fmt: skip
+
+
+def sddmm(grad: Tensor, x: Tensor, matrix: PackedBlocks) -> Tensor:
+    """`grad.T @ x` at the places of `matrix.values`, in their shape; zero where a slot only fills up.
+
+    grad is `[tokens, rows]`, x `[tokens, cols]`.
+    """
+    return torch.ops.trisparse.sddmm(grad, x, *matrix)

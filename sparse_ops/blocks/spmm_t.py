@@ -1,0 +1,32 @@
+"""The gradient of a product's input: multiply with the transpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, unpack_blocks
+from trisparse.sparse_ops.library import define
+
+
+def spmm_t_reference(grad, *matrix) -> Tensor:
+    """Plain torch; see `spmm_t`."""
+    return grad @ unpack_blocks(PackedBlocks(*matrix))
+
+
+def _kernel(grad, *rest) -> Tensor:
+    from trisparse.kernels.gpu.spmm_t import spmm_t
+
+    matrix = PackedBlocks(*rest)
+    return spmm_t(grad, matrix) if matrix.rows else spmm_t_reference(grad, *rest)
+
+
+define(
+    f"spmm_t(Tensor grad, {SCHEMA}) -> Tensor",
+    spmm_t_reference, _kernel, lambda grad, *matrix: grad.new_empty(grad.shape[0], matrix[8]),
+)  # fmt: skip
+
+
+def spmm_t(grad: Tensor, matrix: PackedBlocks) -> Tensor:
+    """`grad @ W`, `[tokens, cols]`, for grad `[tokens, rows]` and W indexed by column, as packed with `transposed`."""
+    return torch.ops.trisparse.spmm_t(grad, *matrix)

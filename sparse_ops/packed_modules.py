@@ -1,0 +1,23 @@
+"""What layers with packed weights share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes with on the device of x, None where it is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def sparing_integers(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `Module.to` and its like apply to tensors, but bytes are moved, never converted."""
+
+    def apply(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return result if tensor.is_floating_point() or result.dtype == tensor.dtype else tensor.to(result.device)
+
+    return apply
