@@ -10,13 +10,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trisparse import __version__
 from trisparse.prune.files import atomic_write
 
 _ROUNDS, _SECONDS = 25, 0.5  # at most, for a pair of layers
@@ -152,7 +152,7 @@ def machine(device: torch.device) -> str:
         versions = f"cuda-{torch.version.cuda or torch.version.hip}_triton-{triton.__version__}"
     else:
         name, versions = _processor(), f"threads-{torch.get_num_threads()}"
-    text = f"{name}_trisparse-{__version__}_torch-{torch.__version__}_{versions}"
+    text = f"{name}_trisparse-{version('trisparse')}_torch-{torch.__version__}_{versions}"
     return "".join(c if c.isalnum() or c in "._-+" else "-" for c in text)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import accelerate
 import torch
 import transformers
 
-import trisparse
 from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
@@ -102,7 +102,7 @@ def _device(device: torch.device) -> str:
 
 def _versions() -> dict[str, str]:
     return {
-        "trisparse": trisparse.__version__,
+        "trisparse": version("trisparse"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trisparse.kernels.layouts_24 import PLACES, QUADS, WORD_BITS, nibble_table, packed_size, padded, shift_of, word_of
+from trisparse.kernels.layouts_24 import PLACES, QUADS, WORD_BITS, nibble_table, padded, shift_of, word_of
 
 
 class Packed24(NamedTuple):
@@ -73,18 +73,6 @@ def pack_reference(weight: Tensor, mask: Tensor, layout: str) -> Tensor:
     return torch.cat([values.flatten(), _write(nibbles, layout).view(weight.dtype)])
 
 
-def unpack_reference(packed: Tensor, rows: int, cols: int, layout: str) -> Tensor:
-    """Plain torch; see `trisparse.sparse_ops.unpack_24`."""
-    high, wide = padded(rows, cols, layout)
-    size, _ = packed_size(rows, cols, layout, packed.element_size())
-    nibbles = _read(packed[size:], high, wide, layout)
-    table = nibble_table(layout)
-    places = torch.tensor([PLACES[table.index(n)] if n in table else (0, 0) for n in range(16)], device=packed.device)
-    dense = packed.new_zeros(high, wide // 4, 4)
-    dense.scatter_(-1, places[nibbles], packed[:size].view(high, wide // 4, 2))
-    return dense.view(high, wide)[:rows, :cols].contiguous()
-
-
 def _where(rows: int, cols: int, layout: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Each quad's word and how far up in it its nibble is, `[rows, cols / 4]`."""
     row, quad = torch.arange(rows, device=device)[:, None], torch.arange(cols // 4, device=device)[None, :]
@@ -101,8 +89,8 @@ def _write(nibbles: Tensor, layout: str) -> Tensor:
     return words.to(torch.int16 if WORD_BITS[layout] == 16 else torch.int64).view(torch.uint8)
 
 
-def _read(metadata: Tensor, rows: int, cols: int, layout: str) -> Tensor:
-    """Metadata to nibbles."""
+def read_nibbles(metadata: Tensor, rows: int, cols: int, layout: str) -> Tensor:
+    """Metadata, as bytes, to nibbles `[rows, quads]`."""
     words = metadata.view(torch.int16 if WORD_BITS[layout] == 16 else torch.int64)
     word, shift = _where(rows, cols, layout, metadata.device)
     return words[word].long() >> shift & 0xF

@@ -3,9 +3,22 @@
 import torch
 from torch import Tensor
 
+from trisparse.kernels.layouts_24 import PLACES, nibble_table, packed_size, padded
 from trisparse.sparse_ops.library import define
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
-from trisparse.sparse_ops.two_four.packed_24 import Packed24, unpack_reference
+from trisparse.sparse_ops.two_four.packed_24 import Packed24, read_nibbles
+
+
+def unpack_24_reference(packed: Tensor, rows: int, cols: int, layout: str) -> Tensor:
+    """Plain torch; see `unpack_24`."""
+    high, wide = padded(rows, cols, layout)
+    size, _ = packed_size(rows, cols, layout, packed.element_size())
+    nibbles = read_nibbles(packed[size:], high, wide, layout)
+    table = nibble_table(layout)
+    places = torch.tensor([PLACES[table.index(n)] if n in table else (0, 0) for n in range(16)], device=packed.device)
+    dense = packed.new_zeros(high, wide // 4, 4)
+    dense.scatter_(-1, places[nibbles], packed[:size].view(high, wide // 4, 2))
+    return dense.view(high, wide)[:rows, :cols].contiguous()
 
 
 def _kernel(packed, rows, cols, layout) -> Tensor:
@@ -22,7 +35,7 @@ def _fake(packed, rows, cols, layout) -> Tensor:
     return packed.new_empty(rows, cols)
 
 
-define("unpack_24(Tensor packed, int rows, int cols, str layout) -> Tensor", unpack_reference, _kernel, _fake)
+define("unpack_24(Tensor packed, int rows, int cols, str layout) -> Tensor", unpack_24_reference, _kernel, _fake)
 
 
 def unpack_24(matrix: Packed24) -> Tensor:

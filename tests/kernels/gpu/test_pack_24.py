@@ -11,7 +11,8 @@ from trisparse.kernels.gpu.repack_24 import repack_24
 from trisparse.kernels.gpu.unpack_24 import unpack_24
 from trisparse.kernels.layouts_24 import QUADS
 from trisparse.sparse_ops.two_four.pack_24 import pack_24_reference
-from trisparse.sparse_ops.two_four.packed_24 import mask_of, unpack_reference
+from trisparse.sparse_ops.two_four.packed_24 import mask_of
+from trisparse.sparse_ops.two_four.unpack_24 import unpack_24_reference
 
 
 def same(got, want):
@@ -47,7 +48,7 @@ def test_equals_the_reference(device, layout, shape, both, select):
     got = pack_24(weight, chooser, select, both, layout, torch.bfloat16)
     assert same(got, pack_24_reference(weight, chooser, select, both, layout, torch.bfloat16))
     dense = unpack_24(got[0], *shape, layout)
-    assert same([dense], [unpack_reference(got[0], *shape, layout)])
+    assert same([dense], [unpack_24_reference(got[0], *shape, layout)])
     if select != "patterns":
         assert torch.equal(mask_24(got[2], *shape), mask_of(got[2], *shape))
 
