@@ -1,14 +1,27 @@
-"""What the documentation says, run."""
+"""What the documentation says, run: its blocks, links, flags, keys and numbers."""
 
 import dataclasses
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+TEXTS = {path.name: path.read_text() for path in PAGES}
+FENCE = re.compile(
+    r"^(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+# what was measured: milliseconds, times as fast, an accuracy or a share to two digits and more
+MEASURED = re.compile(r"\d ms\b|\b\d+\.\d+x|\b\d+\.\d+ times|\b0\.\d{3,}|[+-]\d+\.\d+ ?%")
+
+
+def page_ids(path):
+    return path.name
 
 
 @pytest.mark.parametrize("name", ["pruner.pruner", "config.config", "pruner.bits", "pruner.masked_adamw"])
@@ -19,31 +32,100 @@ def test_examples_in_docstrings(name):
     assert not result.failed
 
 
-def test_the_readme_names_flags_and_keys_that_exist():
+@pytest.mark.parametrize("path", [p for p in PAGES if "```python" in p.read_text()], ids=page_ids)
+def test_python_blocks_run_in_their_order(path, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    page: dict = {"__name__": "page"}
+    for block in FENCE.finditer(path.read_text()):
+        if block["kind"] == "python":
+            assert block["why"] is None, "Python is run"
+            line = path.read_text()[: block.start("code")].count("\n")
+            exec(compile("\n" * line + block["code"], path, "exec"), page)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_ids)
+def test_other_blocks_say_why_they_are_not_run(path):
+    for block in FENCE.finditer(path.read_text()):
+        made = "make demo" in block["code"] or block["kind"] == "text"  # the two commands, and what one of them printed
+        assert block["kind"] == "python" or block["why"] or made, block["code"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_ids)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (path.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_ids)
+def test_files_that_are_named_exist(path):
+    folders = "prune|sparse_ops|kernels|tests|benchmarks|examples|trisparse|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()):
+        assert (ROOT / name).exists() or list(ROOT.glob(f"{name}.*")), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_ids)
+def test_numbers_stand_beside_the_file_or_command_they_are_from(path):
+    for section in re.split(r"^#+ ", path.read_text(), flags=re.MULTILINE):
+        if found := MEASURED.search(section):
+            source = re.search(
+                r"results/\w+\.json|tests/kernels/gpu/instructions\.json|`make demo`|\.py`|trisparse-glue|--\w+",
+                section,
+            )
+            assert source, f"{section.splitlines()[0]}: {found[0]}"
+
+
+def test_the_readme_is_a_door():
+    assert len(TEXTS["README.md"].splitlines()) <= 180
+
+
+def commands():
+    """Every command line of `trisparse-glue` in a block, its lines joined."""
+    for name, text in TEXTS.items():
+        for block in FENCE.finditer(text):
+            joined = block["code"].replace("\\\n", " ")
+            for line in joined.splitlines():
+                if re.match(r"\$ (torchrun .*)?.*trisparse-glue\b", line):
+                    flags = re.sub(r"\s#.*", "", line.split("trisparse-glue", 1)[1]).lstrip(")").split()
+                    yield pytest.param(flags, id=f"{name}: {' '.join(flags)[:60]}")
+
+
+@pytest.mark.parametrize("flags", list(commands()))
+def test_command_lines_of_the_loop_parse(flags):
+    pytest.importorskip("transformers")
+    from trisparse.prune.glue.args import parse_arguments
+
+    assert parse_arguments(flags).training.output_dir
+
+
+def test_flags_and_keys_exist():
     pytest.importorskip("transformers")
     from trisparse.prune.config.group import KEYS
-    from trisparse.prune.glue import args as glue_args
+    from trisparse.prune.glue import args
 
-    flags = {f.name for group in glue_args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite"}
+    flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "nproc_per_node"}
     flags |= {"data", "minilm", "rows", "seeds", "epochs"}
-    assert set(re.findall(r"--([a-z_]+)", README)) <= flags
-    table = README.split("## Configuration")[1].split("## Coming")[0]
-    keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
-    assert keys == set(KEYS)
+    for name, text in TEXTS.items():
+        assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name
+    rows = re.findall(r"^\| (`.*?) \|", TEXTS["configuration.md"], re.MULTILINE)
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == set(KEYS)
 
 
-def test_the_readme_numbers_are_those_of_its_files():
-    import json
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
-    results = Path(__file__).parent.parent / "benchmarks" / "results"
-    for row in json.loads((results / "prune_step_cpu.json").read_text())["rows"]:
+
+def test_costs_of_pruning_are_those_of_their_file():
+    for row in read("prune_step_cpu")["rows"]:
         for key in ("plain_ms", "ordinary_ms", "event_ms", "predecessor_ms", "predecessor_event_ms"):
-            assert f"{row[key]:.1f}" in README, (row, key)
-    recorded = json.loads((Path(__file__).parent / "kernels" / "gpu" / "instructions.json").read_text())[
-        "instructions"
-    ]["sm_90"]
-    guard = recorded["score_tiles bf16 4x1 guard"]
+            assert f"{row[key]:.1f}" in TEXTS["operators.md"], (row, key)
+
+
+def test_instructions_are_those_recorded():
+    record = json.loads((ROOT / "tests" / "kernels" / "gpu" / "instructions.json").read_text())["instructions"]["sm_90"]
+    guard = record["score_tiles bf16 4x1 guard"]
     for names, ahead in [
         ("score_tiles bf16 4x1", f"{guard} + "), ("step_tiles bf16 4x1", f"{guard} + "), ("mask_tiles bf16 4x1", ""),
         ("mask_groups bf16 2:4", ""), ("mask_tiles_24 bf16", ""),
@@ -51,26 +133,46 @@ def test_the_readme_numbers_are_those_of_its_files():
         ("pack_tiles bf16 patterns both ways values cslt_sm90", ""), ("unpack_rows cslt_sm90", ""),
         ("write_mask", ""), ("multiply_few 16 cslt_sm90", ""),
     ]:  # fmt: skip
-        assert f"| {ahead}{recorded[names]} " in README
-    compacted = json.loads((results / "compact_cpu.json").read_text())["rows"]
-    assert all(f"{row['times_faster']:.2f}x" in README for row in compacted)
-    again = [row["dense_again"] for row in compacted]
-    assert f"{min(again):.2f} to {max(again):.2f}" in README
-    (real,) = json.loads((results / "compact_mrpc_cpu.json").read_text())["rows"]
+        assert f"| {ahead}{record[names]} " in TEXTS["operators.md"]
+
+
+def test_gains_of_removed_channels_are_those_of_their_files():
+    page, rows = TEXTS["inference.md"], read("compact_cpu")["rows"]
+    assert all(f"{row['times_faster']:.2f}x" in page for row in rows)
+    again = [row["dense_again"] for row in rows]
+    assert f"{min(again):.2f} to {max(again):.2f}" in page
+    (real,) = read("compact_mrpc_cpu")["rows"]
     assert real["predictions_changed"] == 0
-    assert f"All {real['texts']} validation predictions stay" in README
+    assert f"All {real['texts']} validation predictions stay" in page
     ones, many = real["times_faster_1"], real["times_faster_32"]
-    assert f"{ones:.2f}x as fast with 1 text and {many:.2f}x with 32, with {real['parameters_left']:.0%}" in README
-    compressed = json.loads((results / "compress_mrpc_cpu.json").read_text())["rows"]
-    again = [value for row in compressed for key, value in row.items() if key.startswith("dense_again")]
-    assert f"A model against itself gives {min(again):.2f} to {max(again):.2f}." in README
-    for row in compressed:
+    assert f"{ones:.2f}x as fast with 1 text and {many:.2f}x with 32, with {real['parameters_left']:.0%}" in page
+
+
+def test_gains_of_compression_are_those_of_their_file():
+    page, rows = TEXTS["inference.md"], read("compress_mrpc_cpu")["rows"]
+    again = [value for row in rows for key, value in row.items() if key.startswith("dense_again")]
+    assert f"A model against itself gives {min(again):.2f} to {max(again):.2f}." in page
+    for row in rows:
         assert row["changed"] == 0
-        assert f"| {row['times_faster_1']:.2f}x | {row['times_faster_32']:.2f}x |" in README
-        assert f"| {row['file_bytes_before'] / 2**20:.1f} → {row['file_bytes_after'] / 2**20:.1f} |" in README
-    loop = json.loads((results / "glue_loop_cpu.json").read_text())
+        assert f"| {row['times_faster_1']:.2f}x | {row['times_faster_32']:.2f}x |" in page
+        assert f"{row['times_faster_1']:.2f}x / {row['times_faster_32']:.2f}x" in TEXTS["README.md"]
+        assert f"| {row['file_bytes_before'] / 2**20:.1f} → {row['file_bytes_after'] / 2**20:.1f} |" in page
+
+
+def test_the_readmes_accuracies_are_those_of_the_published_rows():
+    for row in ("2-4", "4x1", "1xchannel"):
+        (cells,) = [
+            line.split(" | ")
+            for line in TEXTS["recipes.md"].splitlines()
+            if line.startswith(f"| bert-mini-mrpc-{row} |")
+        ]
+        dense, sparse = cells[3].split()[0], cells[4].split()[0]
+        assert f"| {dense} → {sparse} | {cells[5]} | {cells[6]} |" in TEXTS["README.md"]
+
+
+def test_speeds_of_the_loop_are_those_of_their_file():
+    loop, text = read("glue_loop_cpu"), " ".join(TEXTS["recipes.md"].split())
     plain, ours = (loop["steps_per_second"][kind] for kind in ("plain", "ours"))
-    text = " ".join(README.split())
     assert f"{loop['times_faster']:.2f} times as many: {ours:.2f} steps a second against {plain:.2f}" in text
     assert f"rounds gave {', '.join(f'{ratio:.2f}' for ratio in loop['ratios'])}" in text
     plain, ours = (loop["trained"][kind] for kind in ("plain", "ours"))

@@ -102,9 +102,9 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
     assert sparse_flags[sparse_flags.index("--model_name_or_path") + 1].endswith("minilm-mrpc-dense/seed-1")
 
 
-def test_the_readme_has_the_table(recipes):
+def test_the_docs_have_the_table(recipes):
     runs = json.loads((SCRIPT.parents[2] / "results" / "glue_recipes.json").read_text())["runs"]
-    assert recipes.table(runs) in (SCRIPT.parents[3] / "README.md").read_text()
+    assert recipes.table(runs) in (SCRIPT.parents[3] / "docs" / "recipes.md").read_text()
 
 
 @pytest.fixture
