@@ -44,19 +44,20 @@ class Pattern:
     def unit_view(self, weight: Tensor, layout: str) -> Tensor:
         """View of the weight's own storage whose rows and columns the units tile.
 
-        `layout` is `linear` for `[out, in]`, `transposed` for `[in, out]`, `conv` for `[out, in, *taps]`.
-        A linear gives `[out, in]`, a conv `[out, taps, in]`: the input is the fastest axis. For `column`
-        the input axis comes first, so that a column is a row of the view.
+        `layout` is `linear` for `[out, in]`, `transposed` for `[in, out]`, `conv` for `[out, in, *taps]`,
+        `conv_transposed` for `[in, out, *taps]`. A linear gives `[out, in]`, a conv `[out, taps, in]`: the input is the
+        fastest axis. For `column` the input axis comes first, so that a column is a row of the view.
         """
-        if layout == "conv":
-            view = weight.flatten(2).transpose(1, 2)
+        if layout in ("conv", "conv_transposed"):
+            order = (0, 2, 1) if layout == "conv" else (1, 2, 0)
+            view = weight.flatten(2).permute(order)
             return view.permute(2, 0, 1) if self.kind == "column" else view
         view = weight.t() if layout == "transposed" else weight
         return view.t() if self.kind == "column" else view
 
     def row_axis(self, layout: str) -> int:
         """Dimension of the weight that is the rows of its unit view."""
-        return int((layout == "transposed") != (self.kind == "column"))
+        return int(layout.endswith("transposed") != (self.kind == "column"))
 
     def block(self, view: Tensor) -> tuple[int, int]:
         """Shape of one unit in the matrix that the view is read as."""
@@ -77,6 +78,8 @@ class Pattern:
         n, m = self.block(view)
         if rows % n:
             return f"{rows} output rows are no multiple of {n}"
+        if self.is_nm and view.shape[-1] % m:  # of a conv: a group would reach from one tap into the next
+            return f"{view.shape[-1]} input {'channels' if view.dim() == 3 else 'columns'} are no multiple of {m}"
         return f"{cols} input columns are no multiple of {m}" if cols % m else None
 
 

@@ -14,7 +14,7 @@ from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
 from trisparse.prune.glue.setup import Setup
-from trisparse.prune.pruner.layers import count_parameters
+from trisparse.prune.pruner.census import count_parameters
 from trisparse.prune.pruner.plots import plot_history
 from trisparse.prune.pruner.report import SparsityReport
 

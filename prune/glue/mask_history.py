@@ -19,7 +19,7 @@ def begin_history(pruner: Pruner) -> dict[str, Any]:
     pruned = pruner.pruned_weights()
     return {
         "layers": list(pruned),
-        "weights": [layer.weight.numel() for layer in pruner.layers],
+        "weights": [layer.numel for layer in pruner.layers],
         "steps": [pruner.step_count],
         "pruned": [list(pruned.values())],
     }

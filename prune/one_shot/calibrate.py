@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
-from trisparse.prune.pruner.layers import Layer, exact, named_layers, unwrap
+from trisparse.prune.one_shot.inputs import is_called, watched
+from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.pruner.layers import exact, unwrap
 from trisparse.prune.pruner.shards import is_sharded
+from trisparse.prune.pruner.weights import named_weights
 
 
 class Block(NamedTuple):
@@ -20,6 +23,14 @@ class Block(NamedTuple):
 
     module: nn.Module
     layers: list[Layer]
+
+
+class _Run(NamedTuple):
+    """Calls of each module for each batch; experts that no token came to; layers that other code multiplies by."""
+
+    calls: dict[nn.Module, list[int]]
+    unreached: list[Layer]
+    multiplied: set[Layer]
 
 
 class _Enough(Exception):  # noqa: N818 (no error: the rest of a forward is of no interest)
@@ -44,7 +55,7 @@ def blocks_of(model: nn.Module, layers: Iterable[Layer]) -> list[Block]:
 def calibrate(
     model: nn.Module, layers: Iterable[Layer], batches: Iterable[Any],
     see: Callable[[Layer, Tensor], None], prune: Callable[[Layer], None], progress: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> list[Layer]:  # fmt: skip
     """Show every layer its inputs over all batches, prune it, and go on with the next block in the order of calls.
 
     The batches go through the dense model first, which finds that order and what cannot be calibrated; then for each
@@ -57,6 +68,9 @@ def calibrate(
         see: gets each layer and inputs of it, `[tokens, in]`, for each call.
         prune: gets each layer once its block has seen all batches.
         progress: is told which block is at work.
+
+    Returns:
+        The experts that no token came to; they are shown each input alone, so that sizes decide.
 
     Raises:
         PruningError: no batches, such that the model does not take, or layers that see no or no finite inputs.
@@ -74,28 +88,30 @@ def calibrate(
         blocks = blocks_of(model, layers)
         order: dict[Layer, int] = {}
         modules = [block.module for block in blocks]
-        calls = _run_all(model, layers, data, lambda layer, x: _note(order, layer), modules)
+        first = _run_all(model, layers, data, lambda layer, x: _note(order, layer), modules, multiplied=layers)
         try:
             for index, block in enumerate(sorted(blocks, key=lambda b: min(order[layer] for layer in b.layers))):
                 progress(f"block {index + 1} of {len(blocks)}")
-                _run_all(model, block.layers, data, see, [block.module], calls[block.module])
+                own = [layer for layer in block.layers if layer in first.multiplied]
+                _run_all(model, block.layers, data, see, [block.module], first.calls[block.module], own)
                 for layer in block.layers:
-                    before[layer] = layer.weight.to("cpu", copy=True)
+                    before[layer] = layer.values.to("cpu", copy=True)
                     prune(layer)
         except BaseException:
             for layer, weight in before.items():
-                layer.weight.copy_(weight)
+                layer.values.copy_(weight)
             raise
+    return first.unreached
 
 
 def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
-    owners = {id(layer.weight): layer for layer in layers}
-    for name, module in named_layers(model):
-        layer = owners.get(id(module._parameters.get("weight")))
-        if layer is not None and module is not layer.module:
+    owners = {(id(layer.weight), layer.part): layer for layer in layers}
+    for weight in named_weights(model):
+        layer = owners.get((id(weight.tensor), weight.part))
+        if layer is not None and weight.module is not layer.module:
             raise PruningError(
-                f"op_names: {layer.name} and {name} share a weight, and calibration looks at each layer's own inputs; "
-                f"add to excluded_op_names: {[exact(layer.name), exact(name)]}"
+                f"op_names: {layer.name} and {weight.name} share a weight, and calibration looks at each layer's own "
+                f"inputs; add to excluded_op_names: {[exact(layer.name), exact(weight.name)]}"
             )
     if sharded := [layer.name for layer in layers if is_sharded(layer.weight)]:
         raise PruningError(f"model: {sharded[0]} is spread over processes; calibrate a model that is whole on each")
@@ -107,9 +123,9 @@ def _note(order: dict[Layer, int], layer: Layer) -> None:
 
 def _run_all(
     model: nn.Module, layers: Sequence[Layer], data: Sequence[Any], see: Callable[[Layer, Tensor], None],
-    modules: Sequence[nn.Module], limit: Sequence[int] | None = None,
-) -> dict[nn.Module, list[int]]:  # fmt: skip
-    """Run every batch, until the one module was called as often as `limit` says, and count each module's calls."""
+    modules: Sequence[nn.Module], limit: Sequence[int] | None = None, multiplied: Sequence[Layer] = (),
+) -> _Run:  # fmt: skip
+    """Run every batch, until the one module was called as often as `limit` says; `multiplied` as `watched` has it."""
     calls: dict[nn.Module, list[int]] = {module: [] for module in modules}
     tokens = dict.fromkeys(layers, 0)
     finite: dict[Layer, Tensor] = {}
@@ -120,38 +136,43 @@ def _run_all(
         if limit is not None and calls[module][-1] == limit[len(calls[module]) - 1]:
             raise _Enough
 
-    def show(layer: Layer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            if mask is not None and x.shape[:-1] == mask.shape:
-                x = x[mask.to(x.device)]
-            x = x.reshape(-1, x.shape[-1])
-            tokens[layer] += len(x)
-            finite[layer] = finite.get(layer, True) & x.isfinite().all()
-            see(layer, x)
+    def show(layer: Layer, x: Tensor) -> None:
+        if mask is not None and x.shape[:-1] in (mask.shape, mask.flatten().shape):
+            x = x[mask.view(x.shape[:-1]).to(x.device)]
+        x = x.reshape(-1, x.shape[-1])
+        tokens[layer] += len(x)
+        finite[layer] = finite.get(layer, True) & x.isfinite().all()
+        see(layer, x)
 
-        return hook
+    direct: set[Layer] = set()
+
+    def show_product(layer: Layer, x: Tensor) -> None:
+        direct.add(layer)
+        show(layer, x)
 
     handles = [module.register_forward_hook(count) for module in modules]
-    handles += [layer.module.register_forward_pre_hook(show(layer), with_kwargs=True) for layer in layers]
     try:
-        for number, batch in enumerate(data):
-            for counted in calls.values():
-                counted.append(0)
-            mask = _mask(batch)
-            _forward(model, batch, number)
+        with watched(model, filter(is_called, layers), multiplied, show, show_product):
+            for number, batch in enumerate(data):
+                for counted in calls.values():
+                    counted.append(0)
+                mask = _mask(batch)
+                _forward(model, batch, number)
     finally:
         for handle in handles:
             handle.remove()
-    if unseen := [layer.name for layer in layers if not tokens[layer]]:
+    for layer in layers:
+        if layer.part is not None and not tokens[layer]:  # an expert that no token came to is pruned by size alone
+            see(layer, torch.eye(layer.view.shape[1], device=layer.weight.device))
+    if unseen := [layer.name for layer in layers if not tokens[layer] and layer.part is None]:
         raise PruningError(
             f"batches: they show no input to {', '.join(unseen)}; give more, or add to excluded_op_names: "
             f"{[exact(name) for name in unseen]}"
         )
     for layer in layers:
-        if not bool(finite[layer]):
+        if not bool(finite.get(layer, True)):
             raise PruningError(f"{layer.name}: its inputs were not finite; calibrate in bfloat16 or float32")
-    return calls
+    return _Run(calls, [layer for layer in layers if not tokens[layer]], direct)
 
 
 def _mask(batch: Any) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,9 +16,11 @@ from trisparse.prune.one_shot.calibrate import calibrate
 from trisparse.prune.one_shot.sparsegpt import SparseGPT
 from trisparse.prune.one_shot.wanda import Wanda
 from trisparse.prune.pruner.layers import exact
+from trisparse.prune.pruner.left_out import is_named, listed, notes_of
 from trisparse.prune.pruner.once import SCHEDULE
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
+from trisparse.prune.pruner.weights import named_weights
 
 METHODS: dict[str, type[Wanda] | type[SparseGPT]] = {"wanda": Wanda, "sparsegpt": SparseGPT}
 
@@ -63,9 +67,16 @@ def prune_one_shot(
         raise PruningError(f"pattern: want N:M or 1x1 for {method}, got {keys.get('pattern')!r}")
     if pattern.is_nm and group.target_sparsity != 1 - pattern.n / pattern.m:
         raise PruningError(f"target_sparsity: want {1 - pattern.n / pattern.m} for {keys['pattern']}, or leave it out")
-    pruner = Pruner(model, config)
+    hidden = [weight.name for weight in named_weights(model) if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase))]
+    hidden = [name for name in hidden if not is_named(group, name)]
+    pruner = Pruner(model, config.excluding(*map(exact, hidden)))
     chosen = METHODS[method](pattern, group.target_sparsity)
-    calibrate(model, pruner.layers, batches, chosen.see, chosen.prune, progress)
+    unreached = calibrate(model, pruner.layers, batches, chosen.see, chosen.prune, progress)
+    notes = notes_of((name, "multiplies where calibration can't look, inside a recurrent layer") for name in hidden)
+    if unreached:
+        experts = listed([layer.name for layer in unreached])
+        notes.append(f"pruned by size alone, since no token of the batches came to them: {experts}; give more batches")
+        warnings.warn(notes[-1], stacklevel=2)
     names = [exact(layer.name) for layer in pruner.layers]
     locked = PruningConfig(
         pruning_type="pattern_lock", pattern=keys["pattern"], op_names=names,
@@ -73,4 +84,5 @@ def prune_one_shot(
     )  # fmt: skip
     done = Pruner(model, locked)
     done.start()
-    return done.report()
+    report = done.report()
+    return dataclasses.replace(report, notes=(*notes, *report.notes))

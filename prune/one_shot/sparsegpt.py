@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trisparse.prune.config.patterns import Pattern
-from trisparse.prune.pruner.layers import Layer
+from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops import nm_mask, select_units
 
 _COLUMNS = 128  # that share one choice of what goes, for 1x1

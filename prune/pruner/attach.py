@@ -10,7 +10,8 @@ import torch
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layers import Layer, exact
+from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.pruner.layers import exact
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
 
 _BY_HAND = "call pruner.observe() and pruner.step() around its step instead"

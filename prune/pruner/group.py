@@ -13,11 +13,12 @@ from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.lasso import shrink_units
-from trisparse.prune.pruner.layers import Layer, exact
+from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.pruner.layers import exact
 from trisparse.prune.pruner.nm_groups import best_of_groups, group_costs
 from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
-from trisparse.prune.pruner.shards import Exchange, local
+from trisparse.prune.pruner.shards import Exchange
 from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
 from trisparse.sparse_ops.choosing.units import expand_units, matrix_shape
 
@@ -47,7 +48,7 @@ class PrunedGroup:
         self._is_all_seen = False
         self.parts: Parts | None = None
         units = [layer.unit_rows.total * layer.grid[1] for layer in layers]
-        weights = [layer.weight.numel() for layer in layers]
+        weights = [layer.numel for layer in layers]
         self.exchange = Exchange(_shard_group(self.layers))
         self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
         self._views = [layer.view for layer in layers]
@@ -75,7 +76,7 @@ class PrunedGroup:
     @property
     def views(self) -> list[Tensor]:
         """The weights as units see them, also after `weight.data` was set to another tensor."""
-        weights = (local(layer.weight) for layer in self.layers)
+        weights = (layer.values for layer in self.layers)
         if any(v.data_ptr() != weight.data_ptr() for v, weight in zip(self._views, weights, strict=True)):
             self._views = [layer.view for layer in self.layers]
         return self._views
@@ -131,7 +132,7 @@ class PrunedGroup:
 
         def moments(name: str) -> list[Tensor]:
             return [
-                layer.unit_view(state[layer.weight][name]) if steps[i] else self.views[i]
+                layer.unit_view(layer.own(state[layer.weight][name])) if steps[i] else self.views[i]
                 for i, layer in enumerate(self.layers)
             ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layers import Layer
+from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops.choosing.masked_adamw import DTYPES, adamw_rates
 
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
@@ -71,7 +72,9 @@ class MaskedAdamW(torch.optim.AdamW):
         """
         if groups and self.groups:
             raise PruningError("attach: MaskedAdamW serves a Pruner already; prune all groups by one config")
-        for layer in _layers(groups):
+        layers = _layers(groups)
+        parts = Counter(id(layer.weight) for layer in layers)
+        for layer in layers:
             if layer.rows.group is not None:
                 raise PruningError(
                     f"attach: {layer.name} is sharded, which MaskedAdamW cannot step; use torch.optim.AdamW"
@@ -80,6 +83,12 @@ class MaskedAdamW(torch.optim.AdamW):
                 raise PruningError(
                     f"attach: {layer.name} is {layer.weight.dtype}, and MaskedAdamW computes in float32; "
                     "use torch.optim.AdamW"
+                )
+        for layer in layers:
+            if layer.part is not None and parts[id(layer.weight)] < len(layer.weight):
+                raise PruningError(
+                    f"attach: {layer.name} is pruned and other parts of its parameter are not, and MaskedAdamW steps "
+                    "whole parameters; prune them all, or use torch.optim.AdamW"
                 )
         for group in groups or self.groups:
             group.is_stepped_here = bool(groups)

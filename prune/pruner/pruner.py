@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.attach import Attachment
+from trisparse.prune.pruner.find_layers import find_layers
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
-from trisparse.prune.pruner.layers import Layer, find_layers
+from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.mask_hash import mask_hash
 from trisparse.prune.pruner.report import SparsityReport, make_report
-from trisparse.prune.pruner.shards import Exchange, data_parallel_group, local, reshard, spread_like
+from trisparse.prune.pruner.shards import Exchange, data_parallel_group, reshard, spread_like
 
 _STATE_VERSION = 1
 
@@ -61,10 +62,8 @@ class Pruner:
         self.model = model
         self.config = config
         reshard(model)  # after an evaluation, layers would be found whole
-        self.groups = [
-            PrunedGroup(group, layers)
-            for group, layers in zip(config.groups, find_layers(model, config.groups), strict=True)
-        ]
+        layers, self._notes = find_layers(model, config.groups)
+        self.groups = [PrunedGroup(group, own) for group, own in zip(config.groups, layers, strict=True)]
         found = [layer.rows.replicas for layer in self.layers if layer.rows.replicas is not None]
         self._replicas = Exchange(replicas or data_parallel_group(model) or (found[0] if found else None))
         self.step_count = 0
@@ -150,11 +149,11 @@ class Pruner:
         for group in self.groups:
             for layer in group.layers:
                 if (
-                    layer.module._parameters.get("weight") is not layer.weight
+                    layer.module._parameters.get(layer.parameter) is not layer.weight
                     or layer.weight.device != group.seen.device
                 ):
                     raise PruningError(
-                        f"{layer.name}.weight: was replaced or moved after the Pruner was built; "
+                        f"{layer.place}: was replaced or moved after the Pruner was built; "
                         "build the Pruner after .to(), prepare() and the like"
                     )
 
@@ -188,7 +187,7 @@ class Pruner:
         for group in self.groups:
             masks, blocks = group.masks(self.step_count)
             for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
-                full = torch.empty(local(layer.weight).shape, dtype=torch.bool, device=mask.device)
+                full = torch.empty(layer.values.shape, dtype=torch.bool, device=mask.device)
                 view = layer.unit_view(full)
                 rows, cols = mask.shape
                 wide = mask[:, None, :, None].expand(rows, n, cols, m).reshape(view.shape)
@@ -203,7 +202,7 @@ class Pruner:
 
     def sparsity(self) -> float:
         """Fraction of the groups' weights that the masks prune, without a look at the weights."""
-        return sum(self.pruned_weights().values()) / sum(layer.weight.numel() for layer in self.layers)
+        return sum(self.pruned_weights().values()) / sum(layer.numel for layer in self.layers)
 
     def pruned_weights(self) -> dict[str, int]:
         """Name of each layer -> how many of its weights the masks prune; waits for the device once a group."""
@@ -221,7 +220,7 @@ class Pruner:
         Raises:
             PruningError: a weight is not zero where its mask says pruned.
         """
-        return make_report(self.model, self.groups, self.masks(), self.step_count)
+        return make_report(self.model, self.groups, self.masks(), self.step_count, self._notes)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, masks as bits and scores; tensors and plain values that `torch.load` reads with weights_only.
@@ -232,7 +231,7 @@ class Pruner:
         return {
             "version": _STATE_VERSION,
             "config": self.config.to_dict(),
-            "layers": [[[layer.name, list(layer.weight.shape)] for layer in group.layers] for group in self.groups],
+            "layers": [[[layer.name, list(layer.shape)] for layer in group.layers] for group in self.groups],
             "step_count": self.step_count,
             "started": self._started,
             "groups": [group_state(group) for group in self.groups],

@@ -14,8 +14,9 @@ from torch import nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
+from trisparse.prune.pruner.census import count_parameters, unprunable_notes
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layers import count_parameters, find_head
+from trisparse.prune.pruner.layers import find_head
 from trisparse.prune.pruner.plots import plot_sparsity
 from trisparse.prune.pruner.shards import local
 
@@ -44,7 +45,7 @@ class SparsityReport:
     Attributes:
         layers: one row a pruned layer.
         pruned_layers: zeros / weights of the pruned layers.
-        matmul_gemm_conv: zeros / weights of all Linear and Conv layers.
+        matmul_gemm_conv: zeros / weights of all that multiplies: Linear, Conv, attention, recurrent layers, experts.
         all_parameters: zeros / numbers in all parameters.
         pattern_verified: every zero that a mask asks for lies in a whole unit; for N:M every group has
             at most N nonzero weights.
@@ -97,9 +98,9 @@ class SparsityReport:
 
 @torch.no_grad()
 def make_report(
-    model: nn.Module, groups: Sequence[PrunedGroup], masks: dict[str, torch.Tensor], step: int
+    model: nn.Module, groups: Sequence[PrunedGroup], masks: dict[str, torch.Tensor], step: int, left: Sequence[str]
 ) -> SparsityReport:
-    """See `Pruner.report`; `masks` by name of the layer, in force after `step` steps."""
+    """See `Pruner.report`; `masks` by name of the layer, in force after `step` steps, `left` notes on other layers."""
     rows = [row for group in groups for row in _rows(group, masks)]
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     matmul_zeros, matmul, all_zeros, everything = count_parameters(model)
@@ -115,14 +116,14 @@ def make_report(
         pattern_verified=all(row.verified for row in rows),
         complete=complete,
         head=head[0] if head is not None else None,
-        notes=tuple(_notes(groups, rows, step, complete)),
+        notes=(*_notes(groups, rows, step, complete), *left, *unprunable_notes(model)),
     )
 
 
 def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
     rows = []
     for layer, block in zip(group.layers, group.blocks, strict=True):
-        nonzero = local(layer.weight.detach()) != 0
+        nonzero = layer.values != 0
         mask = local(masks[layer.name])
         n, m = block
         rows_, cols = layer.grid
@@ -139,10 +140,10 @@ def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
         wrong, zeros, pruned, broken_units = group.exchange.sum([int(count) for count in counts])
         if wrong:
             raise PruningError(
-                f"{layer.name}.weight: {wrong} weights are not zero where the mask prunes; something wrote to it "
+                f"{layer.place}: {wrong} weights are not zero where the mask prunes; something wrote to it "
                 "after pruner.step()"
             )
-        shape, weights = tuple(layer.weight.shape), layer.weight.numel()
+        shape, weights = layer.shape, layer.numel
         rows.append(LayerRow(layer.name, str(layer.pattern), shape, weights, zeros, zeros - pruned, not broken_units))
     return rows
 

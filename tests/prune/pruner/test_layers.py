@@ -30,7 +30,7 @@ class Net(nn.Module):
 def test_the_head_is_left_out_by_identity_not_by_name():
     model = Net()
     assert find_head(model) == ("fc", model.fc)
-    assert names(model) == ["fc1", "pre_fc", "conv", "attention.out_proj"]
+    assert names(model) == ["fc1", "pre_fc", "conv", "up", "attention.in_proj_weight", "attention.out_proj"]
     assert names(model, exclude_head=False)[-1] == "fc"
     model.tail = nn.Tanh()
     assert find_head(model) is None
@@ -38,10 +38,10 @@ def test_the_head_is_left_out_by_identity_not_by_name():
 
 
 def test_names_and_types():
-    assert names(Net(), pruning_op_types=["Conv"]) == ["conv"]
+    assert names(Net(), pruning_op_types=["Conv"]) == ["conv", "up"]
     assert names(Net(), op_names=["fc"]) == ["fc1", "pre_fc"]
     assert names(Net(), op_names=["^fc1$", "conv"]) == ["fc1", "conv"]
-    assert names(Net(), excluded_op_names=["attention", "conv"]) == ["fc1", "pre_fc"]
+    assert names(Net(), excluded_op_names=["attention", "conv"]) == ["fc1", "pre_fc", "up"]
 
 
 def test_no_layer_is_an_error_that_lists_what_there_is():

@@ -1,0 +1,159 @@
+"""Find the layers of a model that a config names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from trisparse.prune.config.group import GroupConfig
+from trisparse.prune.config.patterns import Pattern
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.foreign import foreign_weight
+from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.pruner.layers import bare_modules, exact, find_head
+from trisparse.prune.pruner.left_out import is_named, notes_of, reasons_to_leave
+from trisparse.prune.pruner.shards import check_wrappers
+from trisparse.prune.pruner.weights import Weight, named_weights
+
+
+class Found(NamedTuple):
+    """The layers of each group, in the model's order, and a line on each kind of layer that was left dense."""
+
+    groups: list[list[Layer]]
+    notes: list[str]
+
+
+def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
+    """The layers of each group; a weight that modules share comes once.
+
+    Left out, unless an expression of `op_names` names them: weights that an embedding or the like holds too, adapters
+    and the frozen copies beside them, and of N:M convolutions whose input channels M does not divide.
+
+    Raises:
+        PruningError: a group without layers, a layer in two groups, one that its pattern does not divide, or whose
+            weight is packed, quantized or not there.
+    """
+    check_wrappers(model)
+    found_head = find_head(model)
+    head = found_head[1] if found_head else None
+    weights = list(named_weights(model))
+    leave = reasons_to_leave(model, weights)
+    owner: dict[tuple[int, int | None], int] = {}
+    found: list[list[Layer]] = []
+    left: dict[str, str] = {}
+    for index, config in enumerate(groups):
+        _check_numbers(model, config, head)
+        layers: list[Layer] = []
+        for number, weight in enumerate(weights):
+            if not _matches(config, weight, head):
+                continue
+            if number in leave and not is_named(config, weight.name):
+                left[weight.name] = leave[number]
+                continue
+            layer = _layer(weight, config.pattern)
+            if (reason := _undivided_conv(layer)) and not is_named(config, weight.name):
+                left[weight.name] = f"M of {config.pattern} does not divide ({reason})"
+                continue
+            _check_sharers(config, weight, weights, head)
+            before = owner.setdefault((id(layer.weight), layer.part), index)
+            if before != index:
+                raise PruningError(
+                    f"pruning_configs: {layer.name} is in groups {before} and {index}; "
+                    f"add {exact(layer.name)!r} to excluded_op_names of one"
+                )
+            if all(layer.weight is not other.weight or layer.part != other.part for other in layers):
+                layers.append(layer)
+        if not layers:
+            raise PruningError(_no_layers(config, index, weights, head, left))
+        if misfits := _misfits(layers):
+            listed = ", ".join(f"{name} ({reason})" for name, reason in misfits)
+            raise PruningError(
+                f"pattern: {config.pattern} does not divide {listed}; "
+                f"add to excluded_op_names: {[exact(name) for name, _ in misfits]}"
+            )
+        found.append(layers)
+    pruned = {layer.name for layers in found for layer in layers}
+    return Found(found, notes_of((name, reason) for name, reason in left.items() if name not in pruned))
+
+
+def _is_excluded(config: GroupConfig, name: str, module: nn.Module, head: nn.Module | None) -> bool:
+    return (config.exclude_head and module is head) or any(re.search(p, name) for p in config.excluded_op_names)
+
+
+def _is_wanted(config: GroupConfig, name: str, module: nn.Module, head: nn.Module | None) -> bool:
+    return any(re.search(p, name) for p in config.op_names) and not _is_excluded(config, name, module, head)
+
+
+def _matches(config: GroupConfig, weight: Weight, head: nn.Module | None) -> bool:
+    return weight.op_type in config.pruning_op_types and _is_wanted(config, weight.name, weight.module, head)
+
+
+def _check_numbers(model: nn.Module, config: GroupConfig, head: nn.Module | None) -> None:
+    """PruningError for a wanted layer that is packed, or quantized by another library."""
+    for name, module in bare_modules(model):
+        if (reason := foreign_weight(module)) and _is_wanted(config, name, module, head):
+            raise PruningError(f"{name or 'model'}: {reason}, or add {exact(name)!r} to excluded_op_names")
+
+
+def _layer(weight: Weight, pattern: Pattern) -> Layer:
+    tensor = weight.tensor
+    if tensor is None:
+        raise PruningError(
+            f"{weight.name}: its weight is no plain parameter (is it parametrized?); prune it before, or add "
+            f"{exact(weight.name)!r} to excluded_op_names"
+        )
+    if isinstance(tensor, nn.parameter.UninitializedParameter) or tensor.is_meta or tensor.numel() == 0:
+        raise PruningError(
+            f"{weight.name}: its weight holds no numbers (uninitialized, on the meta device, or empty); give it some "
+            f"before, or add {exact(weight.name)!r} to excluded_op_names"
+        )
+    return Layer(weight.name, weight.module, tensor, pattern, weight.layout, weight.parameter, weight.part)
+
+
+def _undivided_conv(layer: Layer) -> str | None:
+    is_conv = layer.layout.startswith("conv") and layer.pattern.is_nm
+    return layer.pattern.misfit(layer.view, layer.rows.total) if is_conv else None
+
+
+def _check_sharers(config: GroupConfig, weight: Weight, weights: Sequence[Weight], head: nn.Module | None) -> None:
+    """PruningError if a layer with the same weight is excluded."""
+    for other in weights:
+        same = other.tensor is weight.tensor and other.part == weight.part
+        if same and other is not weight and _is_excluded(config, other.name, other.module, head):
+            raise PruningError(
+                f"excluded_op_names: {other.name} is left out, but {weight.name} has the same weight; "
+                f"add {exact(weight.name)!r} too"
+            )
+
+
+def _misfits(layers: Sequence[Layer]) -> list[tuple[str, str]]:
+    """Name and reason of the layers that their pattern does not divide."""
+    found = []
+    for layer in layers:
+        reason = layer.pattern.misfit(layer.view, layer.rows.total) or layer.rows.misfit(layer.block[0])
+        if layer.pattern.kind == "column" and getattr(layer.module, "groups", 1) > 1:
+            reason = f"{layer.module.groups} groups share no input channel"
+        if reason:
+            found.append((layer.name, reason))
+    return found
+
+
+def _no_layers(
+    config: GroupConfig, index: int, weights: Sequence[Weight], head: nn.Module | None, left: dict[str, str]
+) -> str:
+    typed = [
+        weight.name
+        for weight in weights
+        if weight.op_type in config.pruning_op_types and not (config.exclude_head and weight.module is head)
+    ]
+    have = ", ".join(typed[:5]) + (f" and {len(typed) - 5} more" if len(typed) > 5 else "") or "none"
+    excluded_head = config.exclude_head and head is not None
+    return (
+        f"op_names: {list(config.op_names)} with excluded_op_names {list(config.excluded_op_names)} finds no layer "
+        f"for group {index}; the model's {' and '.join(config.pruning_op_types)} layers are: {have}"
+        + ("; the head is left out, exclude_head: false takes it in" if excluded_head else "")
+        + "".join(f"; {note}" for note in notes_of(left.items()))
+    )

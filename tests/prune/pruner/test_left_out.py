@@ -1,0 +1,158 @@
+"""What is left dense unless it is named: shared tables, adapters, convolutions that M does not divide; and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse import Pruner, PruningConfig, PruningError, compress, prune_once
+from trisparse.prune.pruner.left_out import is_named
+
+OK = {"start_step": 1, "end_step": 2}
+
+
+class Tied(nn.Module):
+    """A language model whose decoder, not its last layer, is the embedding table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(16, 8)
+        self.inner = nn.Linear(8, 8)
+        self.decoder = nn.Linear(8, 16, bias=False)
+        self.decoder.weight = self.table.weight
+        self.head = nn.Linear(8, 2)
+
+
+def test_a_weight_that_an_embedding_holds_is_left_alone_and_said():
+    model = Tied()
+    report = prune_once(model, pattern="2:4")
+    assert [row.name for row in report.layers] == ["inner"]
+    assert (model.table.weight != 0).all()
+    note = "left dense unless op_names names it: decoder, which has its weight in common with table (Embedding)"
+    assert note in report.notes
+
+
+def test_it_is_pruned_where_it_is_named():
+    model = Tied()
+    report = prune_once(model, pattern="2:4", op_names=["decoder"])
+    assert [row.name for row in report.layers] == ["decoder"]
+    assert int((model.table.weight == 0).sum()) == 64
+    assert not any(note.startswith("left dense") for note in report.notes)
+
+
+def test_an_expression_that_finds_everything_names_nothing():
+    def config(*names):
+        return PruningConfig(**OK, op_names=names).groups[0]
+
+    assert not any(is_named(config(name), "decoder") for name in (".*", "", "^.*$", "inner"))
+    assert is_named(config(".*", "deco"), "decoder")
+
+
+def test_two_linear_layers_may_share_a_weight():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    model[1].weight = model[0].weight
+    assert prune_once(model, pattern="2:4").pruned_layers == 0.5
+
+
+@pytest.mark.parametrize("channels", [3, 2, 6])  # of 2 and 6, taps times channels are in fours, groups would cross taps
+def test_groups_of_a_convolution_never_cross_taps(channels):
+    model = nn.Sequential(nn.Conv2d(channels, 8, 2), nn.Conv2d(8, 8, 2), nn.Flatten(), nn.Linear(8, 2))
+    report = prune_once(model, pattern="2:4")
+    assert [row.name for row in report.layers] == ["1"]
+    groups = model[1].weight.permute(0, 2, 3, 1).unflatten(-1, (-1, 4))
+    assert ((groups != 0).sum(-1) == 2).all()
+    assert (
+        f"left dense unless op_names names it: 0, which M of 2:4 does not divide ({channels} input channels are no multiple of 4)"
+        in report.notes
+    )
+    with pytest.raises(PruningError, match=rf"pattern: 2:4 does not divide 0 \({channels} input channels"):
+        prune_once(model, pattern="2:4", op_names=["^0$"])
+
+
+def test_what_was_left_out_is_said_where_nothing_else_is_found():
+    model = nn.Sequential(nn.Conv2d(3, 8, 2), nn.ReLU())
+    with pytest.raises(PruningError, match="finds no layer .* left dense unless op_names names it: 0, which M of 2:4"):
+        prune_once(model, pattern="2:4")
+
+
+class LowRank(nn.Module):
+    """A homemade adapter."""
+
+    def __init__(self, rank=2):
+        super().__init__()
+        self.linear = nn.Linear(8, 12).requires_grad_(False)
+        self.down = nn.Linear(8, rank, bias=False)
+        self.up = nn.Linear(rank, 12, bias=False)
+
+    def forward(self, x):
+        return self.linear(x) + self.up(self.down(x))
+
+
+def test_adapters_are_known_by_their_structure():
+    model = nn.Sequential(LowRank(), nn.Linear(12, 2))
+    report = prune_once(model, pattern="4x1", target_sparsity=0.5)
+    assert [row.name for row in report.layers] == ["0.linear"]
+    assert "left dense unless op_names names it: 0.down, 0.up, which is an adapter or a frozen copy" in report.notes
+    model[0].linear.requires_grad_(True)  # an ordinary bottleneck beside a layer
+    assert len(prune_once(model, pattern="1x1", target_sparsity=0.5).layers) == 3
+
+
+@pytest.fixture
+def lora():
+    """A tiny Llama with LoRA on two of its projections, and a copy of its last layer that trains."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+
+    def make(**options):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False} | options
+        return model, peft.get_peft_model(model, peft.LoraConfig(**options))
+
+    return make
+
+
+def test_of_a_peft_model_the_base_is_pruned(lora):
+    _, model = lora(modules_to_save=["o_proj"])
+    report = prune_once(model, pattern="2:4")
+    names = [row.name.split("layers.0.")[-1] for row in report.layers]
+    assert names == [
+        "self_attn.q_proj.base_layer", "self_attn.k_proj", "self_attn.v_proj.base_layer",
+        "self_attn.o_proj.modules_to_save.default", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    ]  # fmt: skip
+    assert any("self_attn.q_proj.lora_A.default" in note and "is an adapter" in note for note in report.notes)
+
+
+class Packed8(torch.Tensor):
+    """A weight of another library."""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda m: setattr(m[1], "weight", nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), False)), "its weight is torch.int8"),
+        (lambda m: setattr(m[1], "weight", nn.Parameter(m[1].weight.to(torch.float8_e4m3fn), False)), "its weight is torch.float8_e4m3fn"),
+        (lambda m: setattr(m[1], "weight", nn.Parameter(m[1].weight.detach().as_subclass(Packed8), False)), "its weight is a Packed8 of "),
+        (lambda m: m[1].register_buffer("qweight", torch.zeros(1)), "it is a Linear, which holds qweight"),
+    ],
+)  # fmt: skip
+def test_weights_of_other_libraries_are_refused_with_the_order_that_works(spoil, what):
+    def model():
+        made = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+        spoil(made)
+        return made
+
+    message = rf"^1: is quantized \({what}.*\); prune first, then quantize, or add '\^1\$' to excluded_op_names$"
+    with pytest.raises(PruningError, match=message):
+        Pruner(model(), PruningConfig(**OK))
+    with pytest.raises(PruningError, match=message):
+        prune_once(model(), pattern="2:4")
+    assert [row.name for row in prune_once(model(), pattern="2:4", excluded_op_names=["1"]).layers] == ["0"]
+
+
+def test_a_packed_model_is_to_be_decompressed_first():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    prune_once(model, pattern="2:4")
+    packed, _ = compress(model, prefer="memory", measure=False)
+    with pytest.raises(PruningError, match=r"^0: is packed; call decompress\(model\) first"):
+        prune_once(packed, pattern="2:4")
