@@ -9,14 +9,18 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("trisparse", "DEF")
 
 
-def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Define an operator; all three functions take what the schema says.
+def define(
+    schema: str, reference: Callable[..., Any], kernel: Callable[..., Any], fake: Callable[..., Any],
+    cpu: Callable[..., Any] | None = None,
+) -> None:  # fmt: skip
+    """Define an operator; all functions take what the schema says.
 
     Args:
         schema: name, arguments and result, with what is written to declared.
-        reference: runs on the CPU, and wherever there is no kernel.
+        reference: runs wherever there is no kernel.
         kernel: runs on CUDA and ROCm; imports its kernel when called, so that the CPU path needs no Triton.
         fake: the result for tensors without data, for `torch.compile`.
+        cpu: runs on the CPU, the reference unless given; imports its kernel when called, too.
     """
     name = schema[: schema.index("(")]
 
@@ -28,6 +32,8 @@ def define(schema: str, reference: Callable[..., Any], kernel: Callable[..., Any
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, on_its_device, "CUDA")
+    if cpu is not None:
+        _LIBRARY.impl(name, cpu, "CPU")
     torch.library.register_fake(f"trisparse::{name}", fake, lib=_LIBRARY)
 
 
@@ -38,3 +44,18 @@ def differentiable(name: str, backward: Callable[..., Any], setup_context: Calla
 
 def nothing(*args: Any) -> None:
     """The fake of an operator that only writes to its arguments."""
+
+
+def is_seen(*tensors: Tensor) -> bool:
+    """Whether somebody looks at operators that run on these: a compiler, a mode, a transform, a subclass; or a GPU.
+
+    Where nobody does, a kernel for CPUs may be called past the dispatcher, which takes fifty times as long as the call.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or any(type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != "cpu" for t in tensors)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )

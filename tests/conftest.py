@@ -54,10 +54,22 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory):
+    """Where kernels for the CPU are compiled to, once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "kernels"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def timing_cache(tmp_path_factory, monkeypatch):
+def timing_cache(tmp_path_factory, monkeypatch, compiled_kernels):
     """Times of layers go to a folder of the test's own."""
     folder = tmp_path_factory.mktemp("times")
+    (folder / "kernels").symlink_to(compiled_kernels)
     monkeypatch.setenv("TRISPARSE_CACHE", str(folder))
     return folder
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ["kernels", "sparse_ops", "prune", "trisparse"]  # each may import itself and what is left of it
 # what each wing may import besides itself, and besides the files beside it that all its neighbours use
 WINGS = {
+    "kernels.cpu": [],
     "kernels.gpu": [],
     "sparse_ops.choosing": [],
     "sparse_ops.two_four": ["choosing"],

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.kernels.cache import cache_folder, locked, processor
 from trisparse.prune.files import atomic_write
 
 _ROUNDS, _SECONDS = 25, 0.5  # at most, for a pair of layers
@@ -95,7 +94,7 @@ class TimingCache:
     """
 
     def __init__(self, folder: Path | None, device: torch.device) -> None:
-        folder = folder or _usual_folder()
+        folder = folder or cache_folder()
         self.path = None if folder is None else folder / f"{machine(device)}.json"
 
     def get(self, key: str) -> Times | None:
@@ -113,7 +112,7 @@ class TimingCache:
             return
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.with_suffix(".lock")):
+            with locked(self.path.with_suffix(".lock")):
                 atomic_write(self.path, json.dumps(self._read() | {key: times}, indent=1, sort_keys=True) + "\n")
 
     def _read(self) -> dict[str, Any]:
@@ -124,25 +123,6 @@ class TimingCache:
         return found if isinstance(found, dict) else {}
 
 
-def _usual_folder() -> Path | None:
-    if given := os.environ.get("TRISPARSE_CACHE"):
-        return Path(given)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trisparse"
-    except RuntimeError:  # neither HOME nor an entry for the user
-        return None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        with contextlib.suppress(ImportError):  # Windows has none, and writes without a lock
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file lets go of it
-        yield
-
-
 def machine(device: torch.device) -> str:
     """Name of a device with all that its times depend on."""
     if device.type == "cuda":
@@ -151,15 +131,6 @@ def machine(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
         versions = f"cuda-{torch.version.cuda or torch.version.hip}_triton-{triton.__version__}"
     else:
-        name, versions = _processor(), f"threads-{torch.get_num_threads()}"
+        name, versions = processor(), f"threads-{torch.get_num_threads()}"
     text = f"{name}_trisparse-{version('trisparse')}_torch-{torch.__version__}_{versions}"
     return "".join(c if c.isalnum() or c in "._-+" else "-" for c in text)
-
-
-def _processor() -> str:
-    """The CPU's model where Linux tells it; `platform.processor` knows the architecture at most."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

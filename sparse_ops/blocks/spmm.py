@@ -14,7 +14,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, unpa
 from trisparse.sparse_ops.blocks.sddmm import sddmm
 from trisparse.sparse_ops.blocks.spmm_t import spmm_t
 from trisparse.sparse_ops.checks import check_device
-from trisparse.sparse_ops.library import define, differentiable
+from trisparse.sparse_ops.library import define, differentiable, is_seen
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
@@ -65,8 +65,15 @@ def define_product(name: str, kernel: Callable[..., Tensor]) -> None:
         return kernel(x, matrix, None if bias is None else bias.contiguous(), activation)
 
     schema = f"{name}(Tensor x, {SCHEMA}, Tensor? bias, str activation) -> Tensor"
-    define(schema, product_reference, run, lambda x, *rest: x.new_empty(x.shape[0], rest[7]))
+    define(schema, product_reference, run, lambda x, *rest: x.new_empty(x.shape[0], rest[7]), _on_cpu)
     differentiable(name, _backward, _save)
+
+
+def _on_cpu(x, *rest) -> Tensor:
+    from trisparse.kernels.cpu.spmm import spmm
+
+    found = spmm(x, PackedBlocks(*rest[:_PARTS]), *rest[_PARTS:])
+    return product_reference(x, *rest) if found is None else found
 
 
 def multiply(
@@ -77,8 +84,13 @@ def multiply(
     leaves: Sequence[Any] = (x, matrix.values, bias)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
     flat = x.reshape(math.prod(x.shape[:-1]), matrix.cols)
-    y = op(flat, *matrix, bias, "none" if trains else activation).view(*x.shape[:-1], matrix.rows)
-    return ACTIVATIONS[activation](y) if trains else y
+    if trains:
+        y = ACTIVATIONS[activation](op(flat, *matrix, bias, "none"))
+    elif is_seen(x, matrix.values):
+        y = op(flat, *matrix, bias, activation)
+    else:
+        y = _on_cpu(flat, *matrix, bias, activation)
+    return y.view(*x.shape[:-1], matrix.rows)
 
 
 def _check(x: Tensor, matrix: PackedBlocks, bias: Tensor | None, activation: str) -> None:

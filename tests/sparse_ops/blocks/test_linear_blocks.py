@@ -60,9 +60,9 @@ def test_state_dict(pair):
     other = LinearBlocks(100, 72, block=packed.block, run=packed.run)
     other.load_state_dict(state)
     x = torch.randn(3, 100)
-    assert torch.equal(other(x), linear(x))
+    torch.testing.assert_close(other(x), linear(x))
     state["values"].zero_()
-    assert torch.equal(other(x), linear(x))
+    torch.testing.assert_close(other(x), linear(x))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_trains_what_is_stored(transposed):
 def test_copies_moves_and_compiles(pair):
     linear, packed = pair
     x = torch.randn(3, 100)
-    assert torch.equal(copy.deepcopy(packed)(x), linear(x))
+    torch.testing.assert_close(copy.deepcopy(packed)(x), linear(x))
     assert packed.to("meta")(x.to("meta")).shape == (3, 72)
     compiled = torch.compile(
         LinearBlocks.from_linear(linear, packed.block, run=packed.run), fullgraph=True, backend="aot_eager"
@@ -125,12 +125,12 @@ def test_exports(pair):
     linear, packed = pair
     x = torch.randn(3, 100)
     program = torch.export.export(nn.Sequential(packed, nn.ReLU()), (x,))
-    assert torch.equal(program.module()(x), linear(x).relu())
+    torch.testing.assert_close(program.module()(x), linear(x).relu())
     loaded = LinearBlocks(100, 72, block=packed.block, run=packed.run)
     loaded.load_state_dict(packed.state_dict())
     file = io.BytesIO()
     torch.export.save(torch.export.export(nn.Sequential(loaded, nn.ReLU()), (x,)), file)
-    assert torch.equal(torch.export.load(file).module()(x), linear(x).relu())
+    torch.testing.assert_close(torch.export.load(file).module()(x), linear(x).relu())
     sizes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     dynamic = torch.export.export(nn.Sequential(packed), (torch.stack([x, x]),), dynamic_shapes=(sizes,)).module()
     more = torch.randn(5, 7, 100)

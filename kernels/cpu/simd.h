@@ -1,0 +1,81 @@
+// Vectors of floats as wide as this machine's registers, through the compiler's own vector extensions.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Half __attribute__((vector_size(LANES * 2)));
+
+using bf16 = uint16_t;  // the upper half of a float
+
+template <class V>
+static inline V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <class V>
+static inline void store(void* to, V v) {
+  std::memcpy(to, &v, sizeof(v));
+}
+
+static inline Vec all(float value) { return Vec{} + value; }
+
+static inline Vec load_floats(const float* from) { return load<Vec>(from); }
+static inline Vec load_floats(const bf16* from) {
+  return (Vec)(__builtin_convertvector(load<Half>(from), Bits) << 16);
+}
+
+static inline float to_float(float value) { return value; }
+static inline float to_float(bf16 value) {
+  uint32_t bits = (uint32_t)value << 16;
+  return load<float>(&bits);
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+static inline Bits rounded(Vec v) {
+  Bits bits = (Bits)v;
+  Bits up = bits + 0x7fff + ((bits >> 16) & 1);
+  return v == v ? up : (bits | 0x400000);
+}
+
+static inline void store_floats(float* to, Vec v) { store(to, v); }
+static inline void store_floats(bf16* to, Vec v) { store(to, __builtin_convertvector(rounded(v) >> 16, Half)); }
+
+static inline void store_float(float* to, float value) { *to = value; }
+static inline void store_float(bf16* to, float value) { *to = (bf16)(rounded(all(value))[0] >> 16); }
+
+// One round of a transposition: exchange the lanes whose number has bit S, between rows S apart.
+template <int S, int... I>
+static inline void exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
+  Vec upper = __builtin_shufflevector(a, b, ((I & S) ? LANES + I - S : I)...);
+  b = __builtin_shufflevector(a, b, ((I & S) ? LANES + I : I + S)...);
+  a = upper;
+}
+
+template <int S>
+static inline void transpose_from(Vec (&rows)[LANES]) {
+  if constexpr (S < LANES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+      if (!(i & S)) exchange<S>(rows[i], rows[i + S], std::make_integer_sequence<int, LANES>{});
+    transpose_from<2 * S>(rows);
+  }
+}
+
+// A square of LANES rows: lane j of row i becomes lane i of row j.
+static inline void transpose(Vec (&rows)[LANES]) { transpose_from<1>(rows); }

@@ -1,0 +1,47 @@
+"""Launches `spmm.cpp`, for vectors and for blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trisparse.kernels.cpu.build import kernels
+
+DTYPES = (torch.float32, torch.bfloat16)
+_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
+
+
+@functools.cache
+def _function() -> Callable[..., None] | None:
+    library = kernels()
+    if library is None:
+        return None
+    library.spmm.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 10
+    library.spmm.restype = None
+    return library.spmm
+
+
+def spmm(x: Tensor, matrix: Any, bias: Tensor | None, activation: str) -> Tensor | None:
+    """`[tokens, rows]` of the dtype of x, with sums in fp32; None where there is no kernel for it.
+
+    Arguments as in `trisparse.sparse_ops.vector_spmm`, x `[tokens, cols]` and `matrix` a `PackedBlocks`. Runs on as
+    many threads as torch does; the result does not depend on how many.
+    """
+    function = _function() if x.dtype in DTYPES else None
+    if function is None:
+        return None
+    x, values, bias = x.contiguous(), matrix.values.contiguous(), None if bias is None else bias.contiguous()
+    out = torch.empty(x.shape[0], matrix.rows, dtype=x.dtype)
+    _, n, m = values.shape
+    function(
+        x.data_ptr(), values.data_ptr(), matrix.columns.data_ptr(), matrix.pointers.data_ptr(), matrix.order.data_ptr(),
+        None if bias is None else bias.data_ptr(), out.data_ptr(),
+        x.shape[0], matrix.rows, matrix.cols, n, m, matrix.run, matrix.columns.dtype == torch.int32,
+        x.dtype == torch.bfloat16, _ACTIVATIONS[activation], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
