@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trisparse.prune.deploy.chains import find_chains
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.deploy.compact import compact
 from trisparse.prune.deploy.compression_report import CompressionReport
-from trisparse.prune.deploy.formats import unpack_layer
+from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.obstacles import check_numbers, obstacle
-from trisparse.prune.deploy.same_outputs import check_example
-from trisparse.prune.errors import PruningError
+from trisparse.prune.deploy.same_outputs import check_example, difference, outputs_of
+from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
@@ -33,7 +33,8 @@ def compress(
 
     First channels and heads that are zero are removed, as by `compact`. Then each layer stays dense or becomes packed
     2:4, column vectors or blocks; its dense weight is let go of. On a CPU packed layers save memory and never time,
-    since they are unpacked to be multiplied.
+    since they are unpacked to be multiplied. Outputs on the example are compared after either; where packing changes
+    them, all layers are unpacked again and the report says so.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -46,7 +47,7 @@ def compress(
             static model of a GPU. Times are remembered for this device and these versions.
         remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
             the report says so.
-        example: inputs that `compact` compares outputs with; a transformers model has its own.
+        example: inputs to compare outputs on, keywords or positions; a transformers model has its own.
         cache: folder of the times; `$TRISPARSE_CACHE` or `~/.cache/trisparse` unless given.
 
     Returns:
@@ -69,20 +70,52 @@ def compress(
         try:
             report.channels = compact(bare, example)
         except PruningError as error:
-            report.note = f"all channels stay: {error}"
+            report.add_note(f"all channels stay: {error}")
+    example = getattr(bare, "dummy_inputs", None) if example is None else example
     shared = _shared_weights(bare)
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
+    outputs: list[Tensor] | None = None
     for name, layer in list(_linear_layers(bare)):
         row, packed = chooser.choose(name, layer, _obstacle(layer, shared))
         row.bytes_before = before[name]
         report.layers.append(row)
         if packed is not None:
+            outputs = _outputs(bare, example, report) if outputs is None else outputs  # of what is still dense
             replace_module(bare, name, packed)
             row.reason += "; decompress before resize_token_embeddings" if layer is head else ""
+    if outputs:
+        _keep_if_equal(bare, outputs, example, report)
     report.bytes_after = model_bytes(bare)
     note_in_config(bare)
     return model, report
+
+
+def _outputs(model: nn.Module, example: Any, report: CompressionReport) -> list[Tensor]:
+    """What the model gives on the example; nothing where it can't be run, which the report says."""
+    try:
+        return outputs_of(model, example)
+    except Exception as error:  # whatever a forward raises that wants other inputs
+        report.add_note(f"outputs not compared: example: the model does not run on it ({one_line(error)})")
+        return []
+
+
+def _keep_if_equal(model: nn.Module, before: list[Tensor], example: Any, report: CompressionReport) -> None:
+    """Unpack all layers again if outputs changed."""
+    try:
+        trouble = difference(before, outputs_of(model, example))
+    except Exception as error:  # whatever a forward raises that wants its own layers
+        trouble = one_line(error)
+    report.verified = True
+    if not trouble:
+        return
+    report.add_note(f"no layer is packed: the model does not do the same with packed layers ({trouble})")
+    for row in report.layers:
+        if row.format != "dense":
+            dense = unpack_layer(model.get_submodule(row.name), full=False)
+            replace_module(model, row.name, dense)
+            row.format, row.bytes_after = "dense", matrix_of(dense).nbytes
+            row.measured, row.expected, row.reason = {}, {}, "packed, the model's outputs change"
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ class CompressionReport:
         bytes_before: of all parameters and buffers.
         bytes_after: the same, afterwards.
         channels: what became of channels and heads; None if none could be removed.
-        note: why channels stay that could have been tried.
+        verified: whether outputs were compared after packing; False where nothing was packed or the example is missing.
+        note: why channels or layers stay that could have been tried.
     """
 
     prefer: str
@@ -56,7 +57,11 @@ class CompressionReport:
     bytes_before: int = 0
     bytes_after: int = 0
     channels: CompactionReport | None = None
+    verified: bool = False
     note: str = ""
+
+    def add_note(self, note: str) -> None:
+        self.note += f"; {note}" if self.note else note
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,9 +82,11 @@ class CompressionReport:
     def summary(self) -> str:
         """How much smaller it all became."""
         packed = sum(layer.format != "dense" for layer in self.layers)
+        compared = "outputs equal" if self.verified else "outputs not compared, give example=…"
         return (
             f"{packed} of {len(self.layers)} linear layers packed, "
             f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
+            + (f"; {compared}" if packed and "outputs not compared" not in self.note else "")
             + (f"; {self.note}" if self.note else "")
         )
 

@@ -113,10 +113,15 @@ def pack_layer(layer: Any, form: Format) -> nn.Module:
     return packed.train(layer.training)
 
 
-def unpack_layer(layer: Any) -> nn.Module:
-    """The dense layer again, of its own kind and full size: channels that were removed are zeros at the end."""
+def unpack_layer(layer: Any, full: bool = True) -> nn.Module:
+    """The dense layer again, of its own kind and full size: channels that were removed are zeros at the end.
+
+    With `full` false they stay removed, and the layer remembers its full size.
+    """
     linear: Any = layer.to_linear() if isinstance(layer, (Linear24, LinearBlocks)) else as_linear(layer)
-    rows, cols = getattr(layer, "full_shape", linear.weight.shape)
+    shape = tuple(linear.weight.shape)
+    full_shape = tuple(getattr(layer, "full_shape", shape))
+    rows, cols = full_shape if full else shape
     more = rows - linear.out_features, cols - linear.in_features
     if any(more) or linear is layer:  # a new one in any case, which is as its model makes it
         weight = nn.functional.pad(linear.weight.detach(), (0, more[1], 0, more[0]))
@@ -124,11 +129,13 @@ def unpack_layer(layer: Any) -> nn.Module:
         linear = nn.Linear(cols, rows, bias is not None, "meta", weight.dtype)
         linear.weight = nn.Parameter(weight)
         linear.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-    if not (is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)):
-        return linear.train(layer.training)
-    from transformers.pytorch_utils import Conv1D
+    result: Any = linear
+    if is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False):
+        from transformers.pytorch_utils import Conv1D
 
-    result = Conv1D(rows, cols)
-    result.weight = nn.Parameter(linear.weight.detach().t().contiguous())
-    result.bias = linear.bias
+        result = Conv1D(rows, cols)
+        result.weight = nn.Parameter(linear.weight.detach().t().contiguous())
+        result.bias = linear.bias
+    if (rows, cols) != full_shape:
+        result.full_shape = full_shape
     return result.train(layer.training)

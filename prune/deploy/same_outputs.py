@@ -12,7 +12,7 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.evaluating import evaluating
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest output; 16-bit types round more
-_TOLERANCE_16 = 3e-2
+_TOLERANCE_16 = 3e-2  # and of float32 where its products may be rounded like them
 _LEAST = 1e-2  # what outputs are taken to come from at least: smaller ones are differences, and round like their terms
 
 
@@ -50,6 +50,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in _tensors(item)]
 
 
+def _tolerance(dtype: torch.dtype) -> float:
+    is_rough = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return _TOLERANCE_16 if is_rough else _TOLERANCE.get(dtype, _TOLERANCE_16)
+
+
 def difference(before: list[Tensor], after: list[Tensor]) -> str:
     """How far outputs differ, if by more than rounding; infinities and NaN have to be where they were."""
     shapes = [[list(t.shape) for t in tensors] for tensors in (before, after)]
@@ -61,6 +66,6 @@ def difference(before: list[Tensor], after: list[Tensor]) -> str:
         off = torch.where((x == y) | (x.isnan() & y.isnan()), 0, (x - y).abs())
         size = torch.where(x.isfinite(), x, 0).abs()
         worst, largest = (float(t.max()) if t.numel() else 0.0 for t in (off, size))
-        if not worst <= _TOLERANCE.get(a.dtype, _TOLERANCE_16) * max(_LEAST, largest):
+        if not worst <= _tolerance(a.dtype) * max(_LEAST, largest):
             return f"its outputs differ by {worst:.2g}, the largest being {largest:.2g}"
     return ""

@@ -17,6 +17,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import (
     with_transpose,
 )
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
+from trisparse.sparse_ops.lazy_weight import guarded, lazy_weight
 from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
 
 _STORED = ("columns", "pointers", "order")
@@ -92,8 +93,14 @@ class LinearBlocks(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape and dtype of the dense weight, for code that asks a layer for them; a meta tensor, without data."""
-        return torch.empty(self.out_features, self.in_features, dtype=self.values.dtype, device="meta")
+        """The dense weight `[out, in]` for code that reads it, unpacked once its values are asked for; not to write.
+
+        Where the values are trained it is unpacked at once, and gradients reach them.
+        """
+        matrix, values = self.matrix, self.values
+        if values.requires_grad and torch.is_grad_enabled():
+            return guarded(unpack_blocks(matrix))
+        return lazy_weight(lambda: unpack_blocks(matrix), matrix.rows, matrix.cols, values.dtype, values.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import padded
+from trisparse.sparse_ops.lazy_weight import lazy_weight
 from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 from trisparse.sparse_ops.two_four.mm_24 import mm_24
@@ -96,8 +97,9 @@ class Linear24(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape and dtype of the dense weight, for code that asks a layer for them; a meta tensor, without data."""
-        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+        """The dense weight `[out, in]` for code that reads it, unpacked once its values are asked for; not to write."""
+        matrix = self.matrix
+        return lazy_weight(lambda: unpack_24(matrix), matrix.rows, matrix.cols, self.dtype, matrix.packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
