@@ -16,7 +16,7 @@ import torch
 from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, save_pretrained
 from trisparse.prune.deploy.checkpoint_files import read_config, weight_files
 from trisparse.prune.deploy.compress import compress
-from trisparse.prune.deploy.export import FORMATS, export
+from trisparse.prune.deploy.export import FORMATS, check_format, export
 from trisparse.prune.deploy.inspection import dense_rows, packed_rows
 from trisparse.prune.deploy.layer_spec import is_ours
 from trisparse.prune.errors import PruningError, one_line
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     out = commands.add_parser("export", help="write a compressed model for programs without trisparse")
     out.add_argument("input", type=Path)
     out.add_argument("output", type=Path)
-    out.add_argument("--format", choices=FORMATS, required=True)
+    out.add_argument("--format", required=True, help=f"{' or '.join(FORMATS)}")
     add_report(commands)
     args = parser.parse_args(argv)
     try:
@@ -78,6 +78,7 @@ def _compress(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    check_format(args.format)
     _check_folders(args.input, args.output)
     export(from_pretrained(args.input), args.output, args.format)
     _copy_small_files(args.input, args.output)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from trisparse.prune.deploy.checkpoint import from_pretrained, save_pretrained
     from trisparse.prune.deploy.compact import compact
     from trisparse.prune.deploy.compress import compress, decompress
+    from trisparse.prune.deploy.compress_like import compress_like
     from trisparse.prune.deploy.export import export
+    from trisparse.prune.deploy.layer_spec import describe
     from trisparse.prune.errors import PruningError
     from trisparse.prune.pruner.callback import PruningCallback as PruningCallback
     from trisparse.prune.pruner.masked_adamw import MaskedAdamW
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [  # and PruningCallback, which needs transformers
-    "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "decompress",
-    "export", "from_pretrained", "prune_once", "save_pretrained",
+    "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "compress_like",
+    "decompress", "describe", "export", "from_pretrained", "prune_once", "save_pretrained",
 ]  # fmt: skip
 
 _HOME = {
@@ -37,7 +39,9 @@ _HOME = {
     "SparsityReport": "trisparse.prune.pruner.report",
     "compact": "trisparse.prune.deploy.compact",
     "compress": "trisparse.prune.deploy.compress",
+    "compress_like": "trisparse.prune.deploy.compress_like",
     "decompress": "trisparse.prune.deploy.compress",
+    "describe": "trisparse.prune.deploy.layer_spec",
     "export": "trisparse.prune.deploy.export",
     "from_pretrained": "trisparse.prune.deploy.checkpoint",
     "prune_once": "trisparse.prune.pruner.once",

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from trisparse.prune.deploy.checkpoint_files import (
@@ -21,8 +22,9 @@ from trisparse.prune.deploy.checkpoint_files import (
     read_headers,
     weight_files,
 )  # fmt: skip
-from trisparse.prune.deploy.layer_spec import is_ours, note_in_config
+from trisparse.prune.deploy.layer_spec import Spec, describe, is_ours, note_in_config
 from trisparse.prune.deploy.replaced_folder import replaced_folder
+from trisparse.prune.deploy.saved_names import headers_in_model, is_transformers_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
@@ -39,8 +41,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | 
     model in the folder go, other files stay.
 
     Raises:
-        PruningError: no transformers model, one that another method quantized, a path that is a file, or a size that is
-            none.
+        PruningError: no transformers model, one that another method quantized, a path that is a file, a size that is
+            none, or tensors that transformers writes otherwise than it would read them; then nothing is written.
     """
     bare: Any = transformers_model(model)
     folder = Path(folder)
@@ -57,8 +59,22 @@ def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | 
         bare.save_pretrained(half, max_shard_size=max_shard_size)
         config = read_config(half)
         if is_ours(config.get("quantization_config")):
+            _check_written(bare, half)
             config["quantization_config"]["files"] = {path.name: digest(path) for path in weight_files(half)}
             atomic_write(half / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _check_written(model: Any, folder: Path) -> None:
+    """PruningError unless the files hold every layer as it will be looked for."""
+    layers = describe(model)["layers"]
+    try:
+        check_layers(headers_in_model(model, read_headers(weight_files(folder)), layers), layers, whole=True)
+    except PruningError as error:
+        reason = str(error).removeprefix(f"{folder}: ")
+        raise PruningError(
+            f"model: transformers saves it so that it can't be loaded again ({reason}); nothing was written; call "
+            "decompress(model) first, or compress with remove_channels=False (--keep_channels)"
+        ) from None
 
 
 def from_pretrained(folder: str | Path, **kwargs: Any) -> nn.Module:
@@ -88,25 +104,34 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> nn.Module:
         raise PruningError(f"{folder}: can't be loaded as a {kind.__name__}: {one_line(error)}") from error
 
 
-def check_folder(folder: Path) -> tuple[dict[str, Any], Headers, dict[str, str]]:
+def check_folder(folder: Path) -> tuple[Headers, dict[str, Spec]]:
     """Check a compressed checkpoint's config and files; PruningError names what is wrong.
 
     Returns:
-        The config, the headers of the files, and the layers' names in them by those in the config.
+        The headers of the files and the layers that these hold as described, both by their names in the model.
     """
-    config = read_config(folder)
-    entry = config.get("quantization_config")
-    layers = check_entry(entry, str(folder / "config.json"))
+    entry, where = read_config(folder).get("quantization_config"), str(folder / "config.json")
+    layers = check_entry(entry, where)
     assert isinstance(entry, dict)
-    files = weight_files(folder)
+    files, whole = weight_files(folder), "files" in entry
     headers = read_headers(files)
-    if "files" in entry:
+    if whole:
         check_digests(files, entry["files"])
+    model = empty_model(folder)
+    if model is not None:
+        layers = layers_in_model(model, layers, whole, where)
+        headers = headers_in_model(model, headers, layers)
+    return headers, check_layers(headers, layers, whole)
+
+
+def empty_model(folder: Path) -> nn.Module | None:
+    """The model that a config names, without numbers; None where it can't be made, as a class of the user's own."""
     try:
-        prefix = model_class(folder, config).base_model_prefix
-    except PruningError:  # a class of the user's own
-        prefix = ""
-    return config, headers, check_layers(headers, layers, prefix, "files" in entry)
+        kind = model_class(folder, read_config(folder))
+        with torch.device("meta"):
+            return kind(kind.config_class.from_pretrained(folder))
+    except Exception:  # whatever a config of another version makes it raise; the files can still be looked into
+        return None
 
 
 def model_class(folder: Path, config: dict[str, Any]) -> Any:
@@ -130,8 +155,11 @@ def model_class(folder: Path, config: dict[str, Any]) -> Any:
 def transformers_model(model: nn.Module) -> nn.Module:
     """The bare model; PruningError if it is not one of transformers."""
     bare: Any = unwrap(model)
-    if not (hasattr(bare, "save_pretrained") and hasattr(getattr(bare, "config", None), "save_pretrained")):
-        raise PruningError(f"model: want a transformers model, got {type(bare).__name__}; use state_dict() for others")
+    if not is_transformers_model(bare):
+        raise PruningError(
+            f"model: want a transformers model, got {type(bare).__name__}; save others by their own means, or keep "
+            "describe(model) beside state_dict() for compress_like"
+        )
     return bare
 
 

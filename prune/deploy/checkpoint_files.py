@@ -101,30 +101,26 @@ def check_digests(files: Sequence[Path], digests: Mapping[str, str]) -> None:
             )
 
 
-def check_layers(headers: Headers, layers: Mapping[str, Spec], prefix: str, whole: bool) -> dict[str, str]:
+def check_layers(headers: Headers, layers: Mapping[str, Spec], whole: bool) -> dict[str, Spec]:
     """Compare what files hold with what their config says of layers.
 
     Args:
-        headers: of the files.
-        layers: of the config, by their names there.
-        prefix: of the base model in the model's class, `bert` say: a base model saved alone lacks it.
-        whole: every layer has to be there, as described. Otherwise it may be missing, as a head is in a base model
-            saved alone, or dense, where a dense model shares its config object with a compressed one.
+        headers: of the files, by the names that tensors have in the model.
+        layers: of the config, by their names in the model.
+        whole: every layer is as described. Otherwise it may be dense, where a dense model shares its config object with
+            a compressed one.
 
     Returns:
-        Name in the config -> name in the files, of all that are there as described.
+        All layers that are there as described.
 
     Raises:
         PruningError: naming the file and the tensor.
     """
-    held = {name.rpartition(".")[0] for name in headers}
     found = {}
     for layer, spec in layers.items():
-        own = next((name for name in names_of(layer, prefix) if name in held), layer)
-        if not whole and (own not in held or _is_as_made(headers, own, spec)):
-            continue
-        _check_layer(headers, own, spec)
-        found[layer] = own
+        if whole or not _is_as_made(headers, layer, spec):
+            _check_layer(headers, layer, spec)
+            found[layer] = spec
     return found
 
 

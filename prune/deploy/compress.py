@@ -17,6 +17,7 @@ from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.obstacles import check_numbers, obstacle
 from trisparse.prune.deploy.same_outputs import check_example, difference, outputs_of
+from trisparse.prune.deploy.saved_names import naming_obstacles, transformers_models
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
@@ -72,12 +73,12 @@ def compress(
         except PruningError as error:
             report.add_note(f"all channels stay: {error}")
     example = getattr(bare, "dummy_inputs", None) if example is None else example
-    shared = _shared_weights(bare)
+    shared, unnamed = _shared_weights(bare), naming_obstacles(bare, before)
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
     outputs: list[Tensor] | None = None
     for name, layer in list(_linear_layers(bare)):
-        row, packed = chooser.choose(name, layer, _obstacle(layer, shared))
+        row, packed = chooser.choose(name, layer, _obstacle(layer, shared) or unnamed.get(name, ""))
         row.bytes_before = before[name]
         report.layers.append(row)
         if packed is not None:
@@ -171,10 +172,16 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _shared_weights(model: nn.Module) -> set[int]:
     """Weights that more than one module holds; in a transformers model also those of a module under two names."""
+    twice = _weights_held_twice(model.modules())
+    for _, part in transformers_models(model):
+        twice |= _weights_held_twice(module for _, module in part.named_modules(remove_duplicate=False))
+    return twice
+
+
+def _weights_held_twice(modules: Iterable[nn.Module]) -> set[int]:
     seen: set[int] = set()
     twice: set[int] = set()
-    is_saved_by_name = hasattr(getattr(model, "config", None), "save_pretrained")
-    for _, module in model.named_modules(remove_duplicate=not is_saved_by_name):
+    for module in modules:
         for parameter in module.parameters(recurse=False):
             (twice if id(parameter) in seen else seen).add(id(parameter))
     return twice

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from trisparse.prune.deploy.checkpoint_files import check_digests, check_layers, names_of, read_headers
-from trisparse.prune.deploy.layer_spec import METHOD, PackedTensors, Spec, describe, misfit, shrunken
+from trisparse.prune.deploy.checkpoint_files import check_digests, check_layers, read_headers
+from trisparse.prune.deploy.layer_spec import METHOD, PackedTensors, describe, note_in_config, shrunken
 from trisparse.prune.deploy.obstacles import check_numbers
+from trisparse.prune.deploy.saved_names import headers_in_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layers import op_type, replace_module
+from trisparse.prune.pruner.layers import replace_module
 
 
 @register_quantization_config(METHOD)
@@ -50,14 +50,14 @@ class TrisparseQuantizer(HfQuantizer):
         config: Any = self.quantization_config
         files = [Path(file) for file in kwargs["checkpoint_files"] or []]
         where = str(files[0].parent / "config.json") if files else "config.json"
-        layers = check_entry(config.entry, where)
+        digests = config.entry.get("files")
+        layers = layers_in_model(model, check_entry(config.entry, where), digests is not None, where)
         if files:
-            headers, digests = read_headers(files), config.entry.get("files")
+            headers = read_headers(files)
             if digests is not None:
                 check_digests(files, digests)
-            held = check_layers(headers, layers, model.base_model_prefix, digests is not None)
-            layers = {name: layers[name] for name in held}
-        for name, spec in _places(model, layers, where):
+            layers = check_layers(headers_in_model(model, headers, layers), layers, digests is not None)
+        for name, spec in layers.items():
             layer: Any = model.get_submodule(name)
             dense = spec["format"] == "dense"
             replace_module(model, name, shrunken(layer, spec) if dense else PackedTensors(spec, layer.weight.dtype))
@@ -66,32 +66,20 @@ class TrisparseQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, tensors in [(n, m) for n, m in model.named_modules() if isinstance(m, PackedTensors)]:
             check_numbers(tensors, f"{name}.")
+            for key, tensor in (*tensors.named_parameters(), *tensors.named_buffers()):
+                if not getattr(tensor, "_is_hf_initialized", False):  # transformers' mark of what it has read
+                    raise PruningError(
+                        f"{name}.{key}: was not loaded; want the weights that were saved with this config"
+                    )
             try:
                 replace_module(model, name, tensors.layer())
             except RuntimeError as error:
                 lines = [line.strip() for line in str(error).splitlines()]
                 raise PruningError(f"{name}: its tensors are damaged: {lines[-1]}") from None
         config: Any = self.quantization_config
+        note_in_config(model)  # in parts that have a config of their own
         config.entry = describe(model)  # by the names that its layers have in this class
+        model.config.quantization_config = config
         if not config.entry["layers"]:
             self.remove_quantization_config(model)  # all was dense: a model that shared its config object
         return model
-
-
-def _places(model: Any, layers: dict[str, Spec], where: str) -> Iterator[tuple[str, Spec]]:
-    """The layers by their names in this model, which may be the base model of what was saved, or have one."""
-    modules = dict(model.named_modules())
-    found = 0
-    for name, spec in layers.items():
-        own = next((n for n in names_of(name, model.base_model_prefix) if n in modules), None)
-        if own is None:
-            continue  # a head that this class does without
-        module: Any = modules[own]
-        if op_type(module) != "Linear":
-            raise PruningError(f"{where}: layers: {name}: is no linear layer of a {type(model).__name__}")
-        if trouble := misfit(spec, module):
-            raise PruningError(f"{where}: layers: {name}: {trouble}")
-        found += 1
-        yield own, spec
-    if layers and not found:
-        raise PruningError(f"{where}: layers: none of them is in a {type(model).__name__}: {next(iter(layers))}, …")

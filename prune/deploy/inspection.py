@@ -6,14 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from trisparse.prune.deploy.checkpoint import check_folder, model_class
-from trisparse.prune.deploy.checkpoint_files import names_of, read_config, read_headers, weight_files
+from trisparse.prune.deploy.checkpoint import check_folder, empty_model
+from trisparse.prune.deploy.checkpoint_files import read_headers, weight_files
 from trisparse.prune.deploy.formats import formats_of
-from trisparse.prune.deploy.layer_spec import misfit, tensors_of
-from trisparse.prune.errors import PruningError
+from trisparse.prune.deploy.layer_spec import tensors_of
+from trisparse.prune.deploy.saved_names import names_in_model
 from trisparse.prune.pruner.layers import is_hf_conv1d, op_type
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
@@ -48,16 +45,13 @@ class Row:
 
 def packed_rows(folder: Path) -> list[Row]:
     """Of a compressed checkpoint, which is checked: the layers that are not as their model makes them."""
-    config, headers, names = check_folder(folder)
-    made, rows = _linear_layers(folder), []
-    for name, own in names.items():
-        spec = config["quantization_config"]["layers"][name]
-        if trouble := misfit(spec, made[name]) if name in made else "":
-            raise PruningError(f"{folder / 'config.json'}: layers: {name}: {trouble}")
+    headers, layers = check_folder(folder)
+    rows = []
+    for name, spec in layers.items():
         (high, wide), (n, m) = spec["shape"], spec.get("block", (1, 1))
         parts = [key for key in tensors_of(spec) if key != "bias"]
-        nbytes = sum(_size(headers[f"{own}.{key}"]) for key in parts)
-        full = spec["full_shape"][0] * spec["full_shape"][1] * _BYTES[headers[f"{own}.{parts[0]}"][2]]
+        nbytes = sum(_size(headers[f"{name}.{key}"]) for key in parts)
+        full = spec["full_shape"][0] * spec["full_shape"][1] * _BYTES[headers[f"{name}.{parts[0]}"][2]]
         stored = {"dense": 1.0, "2:4": 0.5}.get(spec["format"], spec.get("slots", 0) * n * m / max(high * wide, 1))
         kind = spec["format"] if "block" not in spec else f"{n}x{m}"
         fewer = [high, wide] != spec["full_shape"]
@@ -71,10 +65,13 @@ def dense_rows(folder: Path) -> list[Row]:
     from safetensors import safe_open
 
     headers, rows = read_headers(weight_files(folder)), []
-    made = _linear_layers(folder)
+    model, names, made = empty_model(folder), {key: key for key in headers}, {}
+    if model is not None:
+        names = names_in_model(model, headers, model.state_dict())
+        made = {name: layer for name, layer in model.named_modules() if op_type(layer) == "Linear"}
     for key, (path, shape, dtype) in sorted(headers.items()):
-        name = key.removesuffix(".weight")
-        if len(shape) != 2 or name == key or (made and name not in made):
+        name, _, kind = names.get(key, "").rpartition(".")
+        if len(shape) != 2 or kind != "weight" or (made and name not in made):
             continue
         with safe_open(path, "pt") as file:
             weight = file.get_tensor(key)
@@ -86,21 +83,6 @@ def dense_rows(folder: Path) -> list[Row]:
         size = _size((path, shape, dtype))
         rows.append(Row(name, list(weight.shape), "dense", kept, size, size, note))
     return rows
-
-
-def _linear_layers(folder: Path) -> dict[str, nn.Module]:
-    """The model's linear layers, without numbers, by every name that files may have for them.
-
-    Empty where the config's model can't be made: then every matrix of the files counts as one.
-    """
-    try:
-        kind = model_class(folder, read_config(folder))
-        with torch.device("meta"):
-            model = kind(kind.config_class.from_pretrained(folder))
-    except Exception:  # whatever a config of another version makes it raise; the files can still be looked into
-        return {}
-    found = {name: layer for name, layer in model.named_modules() if op_type(layer) == "Linear"}
-    return {own: layer for name, layer in found.items() for own in names_of(name, kind.base_model_prefix)}
 
 
 def _size(header: tuple[Path, list[int], str]) -> int:

@@ -35,37 +35,48 @@ def spec_of(layer: Any) -> Spec | None:
 
 
 def describe(model: nn.Module) -> Spec:
-    """The entry `quantization_config` for a model's config."""
+    """What became of a compressed model's layers, in plain values: `compress_like` takes it, and a config holds it."""
     found = {name: spec_of(layer) for name, layer in unwrap(model).named_modules()}
     layers = {name: spec for name, spec in found.items() if spec is not None}
     return {"quant_method": METHOD, "format_version": VERSION, "layers": layers}
 
 
 def note_in_config(model: nn.Module) -> None:
-    """Let a transformers model's config say how its layers are kept, so that what it saves can be loaded."""
-    bare = unwrap(model)
-    config: Any = getattr(bare, "config", None)
-    if not hasattr(config, "save_pretrained"):
-        return
-    entry = describe(bare)
-    if entry["layers"]:
-        check_config(bare)
-        config.quantization_config = entry
-    elif is_ours(getattr(config, "quantization_config", None)):
-        del config.quantization_config
-        for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # what loading set
-            bare.__dict__.pop(name, None)
+    """Let configs of transformers models say how layers are kept, so that what is saved can be loaded.
+
+    Each model in the module that has a config object of its own, since it may be saved alone.
+    """
+    check_config(model)
+    for part in with_configs(model):
+        entry, config = describe(part), part.config
+        if entry["layers"]:
+            config.quantization_config = entry
+        elif is_ours(getattr(config, "quantization_config", None)):
+            del config.quantization_config
+            for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # what loading set
+                part.__dict__.pop(name, None)
+
+
+def with_configs(model: nn.Module) -> list[Any]:
+    """Models of transformers in a module; of several with one config object the outermost."""
+    found: dict[int, Any] = {}
+    for module in unwrap(model).modules():
+        config = vars(module).get("config")  # not what a wrapper passes on
+        if hasattr(config, "save_pretrained") and hasattr(module, "save_pretrained"):
+            found.setdefault(id(config), module)
+    return list(found.values())
 
 
 def check_config(model: nn.Module) -> None:
     """PruningError for a model whose config says that another method quantized it."""
-    entry = getattr(getattr(unwrap(model), "config", None), "quantization_config", None)
-    if entry is not None and not is_ours(entry):
-        method = entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", entry)
-        raise PruningError(
-            f"model: its config has a quantization_config of {getattr(method, 'value', method)!r:.60}; "
-            "want a model that no other method has quantized"
-        )
+    for part in with_configs(model):
+        entry = getattr(part.config, "quantization_config", None)
+        if entry is not None and not is_ours(entry):
+            method = entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", entry)
+            raise PruningError(
+                f"model: its config has a quantization_config of {getattr(method, 'value', method)!r:.60}; "
+                "want a model that no other method has quantized"
+            )
 
 
 def is_ours(entry: Any) -> bool:
@@ -119,17 +130,23 @@ class PackedTensors(nn.Module):
 
     def layer(self) -> nn.Module:
         """The layer, checked; RuntimeError if the tensors do not make one."""
-        (rows, cols), spec = self.spec["shape"], self.spec
         first: Any = next(iter(self.parameters()))
-        layer: Any
-        if spec["format"] == "2:4":
-            layer = Linear24(cols, rows, spec["bias"], first.device, first.dtype)
-        else:
-            block, run = tuple(spec["block"]), spec["run"]
-            layer = LinearBlocks(cols, rows, spec["bias"], first.device, first.dtype, block=block, run=run)
+        layer = empty_packed(self.spec, first.device, first.dtype)
         layer.load_state_dict(self.state_dict())
-        layer.is_conv1d, layer.full_shape = spec.get("conv1d", False), tuple(spec["full_shape"])
         return layer.train(self.training)
+
+
+def empty_packed(spec: Spec, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A packed layer of a spec, of weight zero, for a state_dict to be loaded."""
+    rows, cols = spec["shape"]
+    layer: Any
+    if spec["format"] == "2:4":
+        layer = Linear24(cols, rows, spec["bias"], device, dtype)
+    else:
+        block, run = tuple(spec["block"]), spec["run"]
+        layer = LinearBlocks(cols, rows, spec["bias"], device, dtype, block=block, run=run)
+    layer.is_conv1d, layer.full_shape = spec.get("conv1d", False), tuple(spec["full_shape"])
+    return layer
 
 
 def shrunken(layer: Any, spec: Spec) -> nn.Module:

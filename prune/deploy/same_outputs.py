@@ -26,11 +26,16 @@ def check_example(example: Any) -> None:
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
-    """All float tensors that the model gives for the example, in evaluation mode; none without an example."""
+    """All float tensors that the model gives for the example, in evaluation mode; none without an example.
+
+    Random numbers, which some models draw even then, are the same each time; those of the caller stay as they were.
+    """
     if example is None:
         return []
-    moved: Any = _to(example, next(model.parameters()).device)
-    with evaluating(model):
+    device = next(model.parameters()).device
+    moved: Any = _to(example, device)
+    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
         result = model(**moved) if isinstance(moved, Mapping) else model(*moved)
     return [t for t in _tensors(result) if t.is_floating_point()]
 

@@ -207,7 +207,7 @@ def flip(folder):
         (lambda f: edit_config(f, lambda e: e.update(layers=[])), "layers: want a mapping"),
         (
             lambda f: edit_config(f, lambda e: e["layers"].update(nowhere=first_layer(e))),
-            "nowhere.values: no file holds it",
+            "nowhere: a BertForSequenceClassification has no such layer",
         ),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(folders, monkeypatch):
 
 
 def test_what_can_be_saved_and_where(make_bert, tmp_path):
-    with pytest.raises(PruningError, match="model: want a transformers model, got Linear; use state_dict"):
+    with pytest.raises(PruningError, match="model: want a transformers model, got Linear; save others by"):
         save_pretrained(torch.nn.Linear(4, 4), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(PruningError, match="want a folder, found a file"):

@@ -102,7 +102,7 @@ def saved(tmp_path_factory):
         ({"conv1d": True}, "conv1d: want False, as the model has it, got True"),
         ({"files": None}, "files: want the SHA-256 of each file, got None"),
         ({"files": []}, r"files: want the SHA-256 of each file, got \[\]"),
-        ({"rename": "bert.embeddings.word_embeddings"}, "word_embeddings.values: no file holds it"),
+        ({"rename": "bert.embeddings.word_embeddings"}, "word_embeddings: is no linear layer of a BertFor"),
     ],
 )
 def test_the_config_has_to_fit_the_model(saved, tmp_path, change, message):

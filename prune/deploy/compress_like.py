@@ -1,0 +1,56 @@
+"""A fresh module made ready for the `state_dict` of a compressed one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trisparse.prune.deploy.layer_spec import Spec, empty_packed, misfit, shrunken
+from trisparse.prune.deploy.spec_check import check_entry
+from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
+
+
+@torch.no_grad()
+def compress_like(model: nn.Module, description: Spec) -> nn.Module:
+    """Give a dense module the layers that a compressed one has, in place, for its `state_dict` to be loaded.
+
+    For modules that transformers does not save: `describe(compressed)` is a dict of plain values for JSON or
+    `torch.save`, to be kept beside `compressed.state_dict()`. Until that is loaded the layers' weights are zero.
+
+    Args:
+        model: made as the compressed one was, with layers of the same names and sizes; its device and dtype stay.
+        description: what `describe` said.
+
+    Returns:
+        The module.
+
+    Raises:
+        PruningError: a description that is damaged or of another version, or one that does not fit; the module is as it
+            was.
+    """
+    bare = unwrap(model)
+    layers = check_entry(description, "description")
+    modules = dict(bare.named_modules())
+    for name, spec in layers.items():
+        layer: Any = modules.get(name)
+        if layer is None or op_type(layer) != "Linear":
+            kind = "no such layer" if layer is None else f"{type(layer).__name__}, not a dense linear layer"
+            raise PruningError(f"description: layers: {name}: want the model as it was before compress, found {kind}")
+        if trouble := misfit(spec, layer):
+            raise PruningError(f"description: layers: {name}: {trouble}")
+    for name, spec in layers.items():
+        replace_module(bare, name, _empty(modules[name], spec).train(modules[name].training))
+    return model
+
+
+def _empty(layer: Any, spec: Spec) -> nn.Module:
+    device, dtype = layer.weight.device, layer.weight.dtype
+    if spec["format"] != "dense":
+        return empty_packed(spec, device, dtype)
+    smaller = shrunken(layer, spec).to_empty(device=device)
+    for parameter in smaller.parameters():
+        parameter.zero_()
+    return smaller
