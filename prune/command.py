@@ -13,17 +13,23 @@ from typing import Any
 
 import torch
 
-from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, save_pretrained
+from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, write_pretrained
 from trisparse.prune.deploy.checkpoint_files import read_config, weight_files
 from trisparse.prune.deploy.compress import compress
-from trisparse.prune.deploy.export import FORMATS, check_format, export
+from trisparse.prune.deploy.export import FORMATS, check_format, write_export
 from trisparse.prune.deploy.inspection import dense_rows, packed_rows
 from trisparse.prune.deploy.layer_spec import is_ours
+from trisparse.prune.deploy.replaced_folder import (
+    EXPORTED,
+    RECORD,
+    REPORT,
+    SAVED,
+    check_folder_is_free,
+    replaced_folder,
+)  # fmt: skip
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.files import atomic_write
 from trisparse.prune.run_report.page import add_report, report
 
-_REPORT = "compression_report.json"
 _LARGE_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".h5", ".msgpack")
 
 
@@ -41,12 +47,14 @@ def main(argv: Sequence[str]) -> int:
     add.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="convert to it first")
     add.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to measure on")
     add.add_argument("--max_shard_size", default="5GB", help="of a file")
+    add.add_argument("--overwrite", action="store_true", help="replace what something else wrote to the output")
     look = commands.add_parser("inspect", help="what a checkpoint holds, and whether its files are whole")
     look.add_argument("folder", type=Path)
     out = commands.add_parser("export", help="write a compressed model for programs without trisparse")
     out.add_argument("input", type=Path)
     out.add_argument("output", type=Path)
     out.add_argument("--format", required=True, help=f"{' or '.join(FORMATS)}")
+    out.add_argument("--overwrite", action="store_true", help="replace what something else wrote to the output")
     add_report(commands)
     args = parser.parse_args(argv)
     try:
@@ -60,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compress(args: argparse.Namespace) -> None:
-    _check_folders(args.input, args.output)
+    _check_folders(args, SAVED)
     check_shard_size(args.max_shard_size)
     _check_device(args.device)
     model: Any = from_pretrained(args.input, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
@@ -68,9 +76,10 @@ def _compress(args: argparse.Namespace) -> None:
         model.to(args.device).eval(), args.prefer, args.tokens,
         measure=not args.no_measure, remove_channels=not args.keep_channels,
     )  # fmt: skip
-    save_pretrained(model.cpu(), args.output, args.max_shard_size)
-    _copy_small_files(args.input, args.output)
-    atomic_write(args.output / _REPORT, json.dumps(report.to_dict(), indent=1) + "\n")
+    with replaced_folder(args.output, SAVED, args.overwrite) as half:
+        write_pretrained(model.cpu(), half, args.max_shard_size)
+        _copy_small_files(args.input, half)
+        (half / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     head, *rows = report.table()
     _print_table(head, rows)
     before, after = (_bytes_of_files(folder) for folder in (args.input, args.output))
@@ -79,9 +88,11 @@ def _compress(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     check_format(args.format)
-    _check_folders(args.input, args.output)
-    export(from_pretrained(args.input), args.output, args.format)
-    _copy_small_files(args.input, args.output)
+    _check_folders(args, EXPORTED)
+    model = from_pretrained(args.input)
+    with replaced_folder(args.output, EXPORTED, args.overwrite) as half:
+        write_export(model, half)
+        _copy_small_files(args.input, half)
     print(f"wrote {args.output} as {args.format}, {_bytes_of_files(args.output) / 2**20:.1f} MiB")  # noqa: T201
 
 
@@ -91,12 +102,15 @@ def _bytes_of_files(folder: Path) -> int:
     return sum(path.stat().st_size for path in older or weight_files(folder))
 
 
-def _check_folders(source: Path, target: Path) -> None:
+def _check_folders(args: argparse.Namespace, by: str) -> None:
+    source, target = args.input, args.output
     if source.resolve() == target.resolve():
         raise PruningError(f"output: want another folder than the input, got {target}")
     there = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not there.is_dir():
         raise PruningError(f"output: want a folder, but {there} is a file")
+    copied = [path.name for path in _small_files(source)] if source.is_dir() else []
+    check_folder_is_free(target, by, args.overwrite, copied)
 
 
 def _check_device(name: str) -> None:
@@ -108,11 +122,16 @@ def _check_device(name: str) -> None:
         raise PruningError("device: want one that computes, got 'meta'")
 
 
-def _copy_small_files(source: Path, target: Path) -> None:
+def _small_files(folder: Path) -> list[Path]:
     """Tokenizer, generation config and the like, which are the same for every format."""
-    for path in source.iterdir():
-        small = path.is_file() and not path.name.endswith(_LARGE_FILES) and path.name not in ("config.json", _REPORT)
-        if small and not (target / path.name).exists():
+    others = ("config.json", REPORT, RECORD)
+    files = [path for path in folder.iterdir() if path.is_file() and path.name not in others]
+    return [path for path in files if not path.name.endswith(_LARGE_FILES)]
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    for path in _small_files(source):
+        if not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
 
 

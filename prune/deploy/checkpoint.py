@@ -23,7 +23,7 @@ from trisparse.prune.deploy.checkpoint_files import (
     weight_files,
 )  # fmt: skip
 from trisparse.prune.deploy.layer_spec import Spec, describe, is_ours, note_in_config
-from trisparse.prune.deploy.replaced_folder import replaced_folder
+from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
 from trisparse.prune.deploy.saved_names import headers_in_model, is_transformers_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError, one_line
@@ -33,20 +33,30 @@ from trisparse.prune.pruner.layers import unwrap
 _SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)  # what huggingface_hub reads
 
 
-def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+def save_pretrained(
+    model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB", overwrite: bool = False
+) -> None:
     """Save a transformers model, packed layers as packed tensors, in safetensors files and `config.json`.
 
     The config's `quantization_config` has `quant_method` "trisparse", the sizes of every layer that is not as the model
-    makes it, and the files' digests. Files appear under their names only once all are written. Weights of an earlier
-    model in the folder go, other files stay.
+    makes it, and the files' digests. Files appear under their names only once all are written. A compressed model that
+    the folder held, or what this function wrote there, goes; `overwrite` replaces any other checkpoint; other files
+    stay.
 
     Raises:
         PruningError: no transformers model, one that another method quantized, a path that is a file, a size that is
-            none, or tensors that transformers writes otherwise than it would read them; then nothing is written.
+            none, files of something else, or tensors that transformers writes otherwise than it would read them; then
+            nothing is written.
     """
-    bare: Any = transformers_model(model)
-    folder = Path(folder)
     check_shard_size(max_shard_size)
+    transformers_model(model)
+    with replaced_folder(Path(folder), SAVED, overwrite) as half:
+        write_pretrained(model, half, max_shard_size)
+
+
+def write_pretrained(model: nn.Module, half: Path, max_shard_size: int | str) -> None:
+    """The files of `save_pretrained`, into an empty folder."""
+    bare: Any = transformers_model(model)
     note_in_config(bare)
     if not type(bare).__module__.startswith("transformers."):
         name = type(bare).__name__
@@ -55,13 +65,12 @@ def save_pretrained(model: nn.Module, folder: str | Path, max_shard_size: int | 
             f"{name}.from_pretrained, with trisparse imported",
             stacklevel=2,
         )
-    with replaced_folder(folder) as half:
-        bare.save_pretrained(half, max_shard_size=max_shard_size)
-        config = read_config(half)
-        if is_ours(config.get("quantization_config")):
-            _check_written(bare, half)
-            config["quantization_config"]["files"] = {path.name: digest(path) for path in weight_files(half)}
-            atomic_write(half / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    bare.save_pretrained(half, max_shard_size=max_shard_size)
+    config = read_config(half)
+    if is_ours(config.get("quantization_config")):
+        _check_written(bare, half)
+        config["quantization_config"]["files"] = {path.name: digest(path) for path in weight_files(half)}
+        atomic_write(half / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _check_written(model: Any, folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trisparse.prune.deploy.checkpoint import check_shard_size, transformers_model
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, spec_of, with_configs
-from trisparse.prune.deploy.replaced_folder import replaced_folder
+from trisparse.prune.deploy.replaced_folder import EXPORTED, replaced_folder
 from trisparse.prune.errors import PruningError
 
 FORMATS = ("dense",)
@@ -24,19 +24,31 @@ _GONE = {
 
 
 @torch.no_grad()
-def export(model: nn.Module, folder: str | Path, format: str, max_shard_size: int | str = "5GB") -> None:
+def export(
+    model: nn.Module, folder: str | Path, format: str, max_shard_size: int | str = "5GB", overwrite: bool = False
+) -> None:
     """Save a transformers model so that programs without trisparse can load it; the model stays as it is.
 
-    `dense` is a plain checkpoint, removed channels back as zeros.
+    `dense` is a plain checkpoint, removed channels back as zeros. What this function wrote to the folder before goes;
+    `overwrite` replaces any other checkpoint; other files stay.
 
     Raises:
-        PruningError: another format, no transformers model, or one that another method quantized.
+        PruningError: another format, no transformers model, one that another method quantized, or a folder with files
+            of something else; then nothing is written.
     """
     check_format(format)
-    bare: Any = transformers_model(model)
     check_shard_size(max_shard_size)
+    check_config(transformers_model(model))
+    with replaced_folder(Path(folder), EXPORTED, overwrite) as half:
+        write_export(model, half, max_shard_size)
+
+
+@torch.no_grad()
+def write_export(model: nn.Module, half: Path, max_shard_size: int | str = "5GB") -> None:
+    """The files of `export` in the format `dense`, into an empty folder."""
+    bare: Any = transformers_model(model)
     check_config(bare)
-    with _without_notes(bare), replaced_folder(Path(folder)) as half:
+    with _without_notes(bare):
         bare.save_pretrained(half, state_dict=_dense_state(bare), max_shard_size=max_shard_size)
 
 

@@ -87,13 +87,32 @@ class SparsityReport:
         values["layers"] = [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in self.layers]
         return values
 
-    def save(self, directory: str | Path) -> None:
-        """Write sparsity.json, and sparsity.png where matplotlib is installed."""
+    def save(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Write sparsity.json, and sparsity.png where matplotlib is installed, in the place of an earlier report's.
+
+        Raises:
+            PruningError: files of these names that are no report's, unless `overwrite` is set.
+        """
         directory = Path(directory)
+        table, picture = directory / "sparsity.json", directory / "sparsity.png"
+        if not overwrite and (table.exists() or picture.exists()) and not _is_report(table):
+            raise PruningError(
+                f"{table if table.exists() else picture}: was not written by a SparsityReport; give another folder, or "
+                "overwrite=True"
+            )
         directory.mkdir(parents=True, exist_ok=True)
-        atomic_write(directory / "sparsity.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        picture.unlink(missing_ok=True)  # else one of another report, should what follows be interrupted
+        atomic_write(table, json.dumps(self.to_dict(), indent=2) + "\n")
         bars = [(f"{row.name} ({row.pattern})", row.sparsity) for row in self.layers]
-        plot_sparsity(bars, self.pruned_layers, directory / "sparsity.png")
+        plot_sparsity(bars, self.pruned_layers, picture)
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"layers", "pruned_layers", "pattern_verified"} <= found.keys()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from trisparse.prune.glue.args import DEFAULTS
 from trisparse.prune.glue.output import PAGE
 from trisparse.prune.run_report.folder import Run, read_run
 
+_MARK = b"Written by <code>trisparse report</code>"  # as the template has it
 _TEMPLATES = Path(__file__).parent / "templates"
 _RATIOS = (
     ("pruned_layers", "of the pruned layers"),
@@ -28,13 +29,15 @@ def add_report(commands: Any) -> None:
     page = commands.add_parser("report", help="one HTML page of trisparse-glue runs, to attach or to send")
     page.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="output_dir of a run; several are compared")
     page.add_argument("--output", type=Path, metavar="FILE", help=f"default: {PAGE} in DIR, if there is but one")
+    page.add_argument("--overwrite", action="store_true", help="replace a file that is no such page")
 
 
 def report(args: argparse.Namespace) -> None:
     """Write the page, whole or not at all.
 
     Raises:
-        PruningError: folders without a run that has ended, nowhere to write, or packages that are not installed.
+        PruningError: folders without a run that has ended, nowhere to write, a file there that is no such page, or
+            packages that are not installed.
     """
     folders, output = args.folders, args.output
     if output is None:
@@ -46,7 +49,10 @@ def report(args: argparse.Namespace) -> None:
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
             raise PruningError(f"{package} is not installed, and the page needs it; pip install 'trisparse[plot]'")
-    text = make_page([read_run(folder) for folder in folders])
+    runs = [read_run(folder) for folder in folders]
+    if output.exists() and not args.overwrite and _MARK not in output.read_bytes():
+        raise PruningError(f"--output: {output} is no page of this command; give another file, or --overwrite")
+    text = make_page(runs)
     try:
         atomic_write(output, text)
     except OSError as error:

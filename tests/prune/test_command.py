@@ -42,7 +42,7 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
     assert "the smallest" in text
     assert "files 0.3 MiB before, 0.2 MiB after" in text
     assert {path.name for path in small.iterdir()} == {
-        "config.json", "model.safetensors", "vocab.txt", "compression_report.json",
+        "config.json", "model.safetensors", "vocab.txt", "compression_report.json", ".trisparse.json",
     }  # fmt: skip
     assert json.loads((small / "compression_report.json").read_text())["prefer"] == "memory"
     torch.testing.assert_close(logits(small), logits(folder))
@@ -156,3 +156,47 @@ def test_a_reader_that_stops_early(folder, script):
     )
     assert "layer" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("command", [["compress", "--no_measure"], ["export", "--format", "dense"]])
+def test_only_what_the_same_command_wrote_is_written_over(folder, tmp_path, capsys, command):
+    name, *flags = command
+    other = tmp_path / "other"
+    from_pretrained(folder).save_pretrained(other)  # a dense model, trained for days
+    (other / "notes.txt").write_text("mine")
+    kept = contents(other)
+    run = [name, str(folder), str(other), *flags]
+    assert main(run) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"trisparse: {other}: holds config.json, model.safetensors, which ")
+    assert said.endswith("give another folder, or overwrite=True (--overwrite) to replace it")
+    assert contents(other) == kept
+    assert main([*run, "--overwrite"]) == 0
+    assert (other / "notes.txt").read_text() == "mine"
+    torch.testing.assert_close(logits(other), logits(folder))
+    assert main(run) == 0  # what a user does who runs it again
+    (folder / "vocab.txt").rename(folder / "merges.txt")
+    assert main(run) == 0
+    assert not (other / "vocab.txt").exists()
+    assert (other / "merges.txt").exists()
+    (other / "merges.txt").write_text("mine")
+    assert main(run) == 2
+    assert (other / "merges.txt").read_text() == "mine"
+    again = {"compress": "export", "export": "compress"}[name]
+    more = {"compress": ["--no_measure"], "export": ["--format", "dense"]}[again]
+    assert main([again, str(folder), str(other), *more]) == 2
+
+
+def test_a_failure_at_the_end_leaves_what_was_there(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert main(["compress", str(folder), str(out), "--no_measure"]) == 0
+    kept = contents(out)
+    monkeypatch.setattr("trisparse.prune.command._copy_small_files", lambda *_: 1 / 0)
+    for command in (["compress", "--no_measure"], ["export", "--format", "dense", "--overwrite"]):
+        with pytest.raises(ZeroDivisionError):
+            main([command[0], str(folder), str(out), *command[1:]])
+        assert contents(out) == kept

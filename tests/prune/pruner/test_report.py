@@ -68,6 +68,31 @@ def test_save_writes_json_and_picture(make_mlp, tmp_path):
         assert (tmp_path / "new" / "folder" / "sparsity.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_save_replaces_a_report_and_nothing_else(make_mlp, tmp_path):
+    report = prune_once(make_mlp(), pattern="2:4")
+    report.save(tmp_path)
+    report.save(tmp_path)
+    for name, text in (("sparsity.json", "{}"), ("sparsity.json", "mine"), ("sparsity.png", "mine")):
+        folder = tmp_path / f"{name}{text[:1]}"
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(PruningError, match=f"{name}: was not written by a SparsityReport; give another folder, or"):
+            report.save(folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == text
+        report.save(folder, overwrite=True)
+        assert json.loads((folder / "sparsity.json").read_text()) == json.loads(json.dumps(report.to_dict()))
+
+
+def test_a_picture_of_another_report_does_not_stay(make_mlp, tmp_path, monkeypatch):
+    report = prune_once(make_mlp(), pattern="2:4")
+    report.save(tmp_path)
+    monkeypatch.setattr("trisparse.prune.pruner.report.plot_sparsity", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sparsity.json"]
+
+
 def test_prune_once_is_one_shot_by_magnitude(make_mlp):
     model = make_mlp()
     order = torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]).abs().sort().values

@@ -314,6 +314,21 @@ def test_other_mistakes(make_run, tmp_path, capsys, monkeypatch):
     assert not (folder / "report.html").exists()
 
 
+def test_only_a_page_is_written_over(make_run, tmp_path, capsys):
+    folder = make_run()
+    (tmp_path / "mine.html").write_text("mine")
+    for output in (tmp_path / "mine.html", folder / "history.json"):
+        before = output.read_text()
+        flags = ["report", str(folder), "--output", str(output)]
+        assert main(flags) == 2
+        said = f"trisparse: --output: {output} is no page of this command; give another file, or --overwrite\n"
+        assert capsys.readouterr().err == said
+        assert output.read_text() == before
+    assert main(["report", str(folder), "--output", str(tmp_path / "mine.html"), "--overwrite"]) == 0
+    assert main(["report", str(folder), "--output", str(tmp_path / "mine.html")]) == 0
+    assert "Written by <code>trisparse report</code>" in (tmp_path / "mine.html").read_text()
+
+
 def test_a_real_run_by_the_console_script(world, glue, script):
     flags = ["--max_train_steps", "2", "--overwrite_output_dir"]
     glue(world, "dense", "shown", *flags, "--do_prune", "--pruning_pattern", "2:4", "--distill_loss_weight", "2")
