@@ -105,7 +105,7 @@ def test_flags_and_keys_exist():
     from trisparse.prune.glue import args
 
     flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
-    flags |= {"model", "models", "prefer", "format", "logdir", "output", "nproc_per_node"}
+    flags |= {"model", "models", "prefer", "format", "logdir", "output", "overwrite", "nproc_per_node"}
     flags |= {"data", "minilm", "rows", "seeds", "epochs"}
     for name, text in TEXTS.items():
         assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name

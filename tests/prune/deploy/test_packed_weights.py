@@ -119,7 +119,7 @@ class Gpt(nn.Module):
         return x if any(isinstance(m, T.pytorch_utils.Conv1D) for m in self.modules()) else x + 1
 
 
-def test_channels_that_went_stay_away(monkeypatch):
+def test_channels_that_went_stay_away():
     model, ids = Gpt().eval(), torch.arange(6)[None]
     prune_once(model, pattern="2:4", pruning_op_types=["Linear"], exclude_head=False)
     model.inner.h[0].mlp.c_fc.weight.data[:, :128] = 0

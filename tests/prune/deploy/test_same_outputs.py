@@ -41,6 +41,17 @@ def test_difference(before, after, dtype, same):
     assert difference(a, []) != ""
 
 
+def test_rounded_products_are_allowed_their_rounding():
+    before, near, far = ([torch.tensor([1.0, value])] for value in (0.5, 0.502, 0.54))
+    assert difference(before, near) != ""
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert difference(before, near) == ""
+        assert difference(before, far) != ""
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 class Block(nn.Module):
     """A feed-forward block that does something else once it is smaller."""
 
