@@ -163,14 +163,16 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("command", [["compress", "--no_measure"], ["export", "--format", "dense"]])
-def test_only_what_the_same_command_wrote_is_written_over(folder, tmp_path, capsys, command):
+def test_only_what_the_same_command_wrote_is_written_over(folder, tmp_path, capsys, monkeypatch, command):
     name, *flags = command
     other = tmp_path / "other"
     from_pretrained(folder).save_pretrained(other)  # a dense model, trained for days
     (other / "notes.txt").write_text("mine")
     kept = contents(other)
     run = [name, str(folder), str(other), *flags]
-    assert main(run) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("trisparse.prune.command.from_pretrained", lambda *_, **__: 1 / 0)  # refused before it is loaded
+        assert main(run) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"trisparse: {other}: holds config.json, model.safetensors, which ")
     assert said.endswith("give another folder, or overwrite=True (--overwrite) to replace it")

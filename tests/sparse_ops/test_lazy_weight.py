@@ -40,6 +40,13 @@ def test_sizes_and_kinds_are_known_without_unpacking(pair):
     assert layer.to("meta").weight.is_meta
 
 
+def test_nothing_is_unpacked_until_values_are_asked_for():
+    weight = LazyWeight(lambda: 1 / 0, torch.empty(4, 8, device="meta"), torch.device("cpu"))
+    assert weight.data.detach().dtype == weight.to(torch.float32).dtype == weight.cpu().float().dtype
+    with pytest.raises(ZeroDivisionError):
+        weight.sum()
+
+
 READS = {
     "linear": lambda w: nn.functional.linear(torch.eye(16), w).t(),
     "matmul": lambda w: torch.eye(32) @ w,
@@ -109,9 +116,12 @@ def test_where_values_are_trained_gradients_reach_them():
     layer = LAYERS["4x1"](dense_layer()).requires_grad_()
     layer.weight.square().sum().backward()
     assert torch.equal(layer.values.grad, 2 * layer.values)
-    for write in (lambda: layer.weight.mul_(2), lambda: layer.weight.data.zero_(), lambda: layer.weight[0].zero_()):
-        with torch.no_grad(), pytest.raises(RuntimeError, match="would be lost"):
-            write()
+    weight = layer.weight
+    assert weight.requires_grad
+    for write in (lambda: weight.mul_(2), lambda: weight.data.zero_(), lambda: weight[0].zero_()):
+        for mode in (torch.no_grad(), torch.enable_grad()):
+            with mode, pytest.raises(RuntimeError, match="would be lost"):
+                write()
     compiled = torch.compile(lambda: layer.weight.square().sum(), fullgraph=True, backend="aot_eager")
     layer.values.grad = None
     compiled().backward()

@@ -149,3 +149,17 @@ def test_a_run_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
     assert "config.json" not in names(tmp_path)
     write(tmp_path, *NEW)
     assert texts(tmp_path) == dict.fromkeys(NEW, "new")
+
+
+def test_a_compressed_model_that_others_saved_is_replaced_by_one(tmp_path):
+    """As transformers' own save_pretrained does, or an earlier version, which left no record."""
+    config = '{"quantization_config": {"quant_method": "trisparse"}}'
+    for name, text in (("config.json", config), ("model.safetensors", "old"), ("generation_config.json", "old")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "vocab.txt").write_text("mine")
+    with pytest.raises(PruningError, match="holds config.json, model.safetensors, which export"):
+        write(tmp_path, "config.json", "model.safetensors", by=EXPORTED)
+    with pytest.raises(PruningError, match="holds vocab.txt, which save_pretrained"):
+        write(tmp_path, *NEW)
+    write(tmp_path, "config.json", "model.safetensors")
+    assert texts(tmp_path) == {"config.json": "new", "model.safetensors": "new", "vocab.txt": "mine"}

@@ -158,22 +158,28 @@ def test_inspect_finds_renamed_layers(tmp_path, capsys):
         assert capsys.readouterr().out.count(shown) == 6
 
 
-def lose(folder, tensor):
-    """Write the file anew, without a tensor; the config knows no digests, as where transformers saved it."""
+def lose(folder, start):
+    """Write the file anew, without some tensors; the config knows no digests, as where transformers saved it."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
-    del tensors[tensor]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(start)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_a_missing_tensor_is_no_random_weight(tmp_path):
+@pytest.mark.parametrize(("lost", "missed"), [("bitmask", "bitmask"), ("", "values")])
+def test_a_missing_tensor_is_no_random_weight(tmp_path, lost, missed):
     model, *_ = make("vit")
     model.save_pretrained(tmp_path)
-    lose(tmp_path, "vit.encoder.layer.0.attention.attention.key.bitmask")
+    lose(tmp_path, f"vit.encoder.layer.0.attention.attention.key.{lost}")
     for load in (from_pretrained, T.AutoModelForImageClassification.from_pretrained, T.ViTModel.from_pretrained):
-        with pytest.raises(PruningError, match=r"layers.0.attention.k_proj.bitmask: no file holds it"):
+        with pytest.raises(PruningError, match=rf"layers.0.attention.k_proj.{missed}: no file holds it"):
             load(tmp_path)
+
+
+def test_nor_where_a_state_dict_is_given():
+    model, *_ = make("vit")
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("k_proj.values")}
     with pytest.raises(
         PruningError, match=r"layers.0.attention.k_proj.values: was not loaded; want the weights that were"
@@ -194,6 +200,20 @@ def test_a_part_with_a_config_of_its_own_is_saved_alone(name, part, tmp_path):
         torch.testing.assert_close(run(alone, IDS), run(inner, IDS))
     decompress(model).save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
+
+
+def test_parts_are_noted_where_the_whole_was_loaded(tmp_path):
+    """Files of earlier versions say of the whole only."""
+    model, *_ = make("encoder-decoder")
+    model.save_pretrained(tmp_path / "whole")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    del config["encoder"]["quantization_config"], config["decoder"]["quantization_config"]
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
+    encoder = from_pretrained(tmp_path / "whole").encoder
+    encoder.save_pretrained(tmp_path / "part")
+    alone = T.AutoModel.from_pretrained(tmp_path / "part")
+    assert packed(alone) == packed(encoder) > 0
+    assert torch.equal(run(alone, IDS), run(encoder, IDS))
 
 
 def test_a_part_that_was_compressed_is_saved_with_the_whole(tmp_path):
