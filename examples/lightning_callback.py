@@ -59,7 +59,7 @@ class LightningPruning(pl.Callback):
         return args, {**kwargs, "closure": closure}
 
     def _after_step(self, optimizer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        rates = {id(p): group.get("lr") for group in optimizer.param_groups for p in group["params"]}
         self.pruner.step(lr=lambda layer: rates[id(layer.weight)])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -82,6 +82,11 @@ class GroupConfig:
         return not self.is_lock and self.criterion != "magnitude"
 
     @property
+    def names_all(self) -> bool:
+        """Whether nobody named layers, so that those without use may be left out."""
+        return self.op_names == (".*",)
+
+    @property
     def window(self) -> tuple[int, int, int]:
         """Start, end and frequency; for groups that have a schedule."""
         assert self.start_step is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from trisparse.prune.pruner.pruner import Pruner
@@ -34,7 +35,9 @@ def record_masks(history: dict[str, Any], pruner: Pruner) -> list[int]:
         Mask flips of each layer: its weights that were pruned since the last call. Masks let no weight come back, so
         counts tell, and no copy of the masks is kept.
     """
-    pruned = list(pruner.pruned_weights().values())
+    found = pruner.pruned_weights()
+    _leave_out(history, [name in found for name in history["layers"]])
+    pruned = list(found.values())
     flips = [now - before for now, before in zip(pruned, history["pruned"][-1], strict=True)]
     if any(flips):
         history["steps"].append(pruner.step_count)
@@ -42,3 +45,11 @@ def record_masks(history: dict[str, Any], pruner: Pruner) -> list[int]:
         if len(history["steps"]) > _MOST:
             del history["steps"][1:-1:2], history["pruned"][1:-1:2]
     return flips
+
+
+def _leave_out(history: dict[str, Any], stays: list[bool]) -> None:
+    """Forget layers that the Pruner has left out, since no gradient reached them."""
+    if not all(stays):
+        for key in ("layers", "weights"):
+            history[key] = list(itertools.compress(history[key], stays))
+        history["pruned"] = [list(itertools.compress(row, stays)) for row in history["pruned"]]

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.copies import Copies, optimizer_chain
 from trisparse.prune.pruner.group import PrunedGroup
+from trisparse.prune.pruner.lasso import checked_rate
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
@@ -17,29 +19,22 @@ from trisparse.prune.pruner.masked_adamw import MaskedAdamW
 _BY_HAND = "call pruner.observe() and pruner.step() around its step instead"
 
 
-def innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's, which have no hooks that fire."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise PruningError(
-            f"attach: {type(optimizer).__name__} is no torch.optim.Optimizer and has no step hooks; {_BY_HAND}"
-        )
-    return optimizer
-
-
 class Attachment:
     """A Pruner on an optimizer's hooks, until `detach()` or the end of the `with` block.
 
     Args:
-        optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`.
+        optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`, `.base_optimizer` or `.base`.
         groups: what the Pruner prunes.
         observe: its `observe`.
         step: its `step`.
         on_detach: told of this attachment once the hooks are gone.
 
     Raises:
-        PruningError: an optimizer without step hooks or without one of the pruned weights, or another Pruner on them.
+        PruningError: an optimizer without step hooks, without one of the pruned weights, or without a learning rate
+            that group lasso needs, or another Pruner on them.
+
+    Attributes:
+        name: class of the optimizer, for messages.
     """
 
     def __init__(
@@ -51,7 +46,13 @@ class Attachment:
         on_detach: Callable[[Attachment], None],
     ) -> None:
         self._groups, self._observe, self._step, self._on_detach = groups, observe, step, on_detach
-        self._optimizer = innermost(optimizer)
+        chain = optimizer_chain(optimizer)
+        if not isinstance(chain[-1], torch.optim.Optimizer):
+            raise PruningError(
+                f"attach: {type(chain[-1]).__name__} is no torch.optim.Optimizer and has no step hooks; {_BY_HAND}"
+            )
+        self._optimizer = chain[-1]  # wrappers such as accelerate's have no hooks that fire
+        self.name = type(chain[0] if isinstance(chain[0], torch.optim.Optimizer) else chain[-1]).__name__
         self._steps_seen = 0
         self._skips = False
         held = self._learning_rates()
@@ -63,10 +64,17 @@ class Attachment:
                 + (
                     f"add to excluded_op_names those that are frozen: {frozen}"
                     if frozen
-                    else "build it over the parameters of the model that the Pruner was given"
+                    else "build it over the parameters of the model that the Pruner was given, or where another "
+                    "optimizer holds them attach none: call pruner.observe() before the first of them steps and "
+                    "pruner.step() after the last"
                 )
             )
+        if self._shrinks:
+            for layer in self._layers:
+                checked_rate(layer.name, held[id(layer.weight)])
         self._check_alone()
+        self._copies = Copies(chain)
+        self._copies.find(groups)
         if isinstance(self._optimizer, MaskedAdamW):
             self._optimizer.serve(groups)
         self._handles = [
@@ -91,15 +99,20 @@ class Attachment:
                             "already; detach() it first"
                         )
 
-    def _learning_rates(self) -> dict[int, float]:
-        """By id of the parameter; read anew, since loading an optimizer's state replaces its groups."""
-        return {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+    @property
+    def _shrinks(self) -> bool:
+        return any(group.config.reg_type is not None for group in self._groups)
+
+    def _learning_rates(self) -> dict[int, Any]:
+        """By id of the parameter, None where there is none; read anew, since loading a state replaces the groups."""
+        return {id(p): group.get("lr") for group in self._optimizer.param_groups for p in group["params"]}
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None:
             raise PruningError(
-                "step: step(closure) computes its gradients too late to be scored; call backward() and then step()"
+                "step: step(closure) computes its gradients too late to be scored; call backward() and then step(), "
+                "by an optimizer that needs no closure"
             )
         # a fused optimizer under GradScaler is stepped with scaled gradients, also when they overflowed
         found_inf = getattr(optimizer, "found_inf", None)
@@ -110,8 +123,8 @@ class Attachment:
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if not self._skips:
-            shrinks = any(group.config.reg_type is not None for group in self._groups)
-            rates = self._learning_rates() if shrinks else {}
+            rates = self._learning_rates() if self._shrinks else {}
+            self._copies.find(self._groups)
             self._step(lr=lambda layer: rates[id(layer.weight)])
         self._steps_seen += 1
 
@@ -119,6 +132,8 @@ class Attachment:
         """Remove the hooks; the masks stay as they are, and are no longer held."""
         for handle in self._handles:
             handle.remove()
+        for group in self._groups:
+            group.copies = []
         if isinstance(self._optimizer, MaskedAdamW) and self._optimizer.groups is self._groups:
             self._optimizer.serve(())  # but not when another Pruner came after a first detach()
         self._on_detach(self)

@@ -33,11 +33,23 @@ class PrunedGroup:
         choices: for N:M the bool masks per weight, else empty.
         scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
         parts: the event whose units are still going, for progressive pruning.
+        copies: number of a layer and a copy of its weight that an optimizer keeps, masked like the weight.
+        left_out: names of layers that nobody named and no gradient reached, found at the first event that prunes.
     """
 
     def __init__(self, config: GroupConfig, layers: Sequence[Layer]) -> None:
         self.config = config
+        self.found = list(layers)
+        self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
+        self.take(layers)
+        if config.is_lock or config.lock_init_sparsity:
+            self._lock()
+
+    def take(self, layers: Sequence[Layer]) -> None:
+        """Begin with these of the layers that were found, all of them dense."""
+        config = self.config
         self.layers = list(layers)
+        self.left_out = [layer.name for layer in self.found if layer not in self.layers]
         self.blocks = [layer.block for layer in layers]
         self.sizes = [layer.unit_size for layer in layers]
         self.is_nm = config.pattern.is_nm
@@ -45,6 +57,7 @@ class PrunedGroup:
         self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
         self.scores: list[Tensor] = []
         self.seen = torch.zeros(len(layers), dtype=torch.bool, device=_device(self.layers))
+        self._is_reached = [False] * len(layers)  # by a gradient, or frozen and so not meant to be
         self._is_all_seen = False
         self.parts: Parts | None = None
         units = [layer.unit_rows.total * layer.grid[1] for layer in layers]
@@ -53,13 +66,11 @@ class PrunedGroup:
         self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
         self._views = [layer.view for layer in layers]
         self._plans: defaultdict[str, Plan] = defaultdict(Plan)
-        self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
         self._due_scale: float | None = None  # of gradients that the next `step_adamw` is to score
         self._is_masked = False  # by that pass, with the masks in force
         self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
+        self.copies: list[tuple[int, Tensor]] = []
         self.active = False
-        if config.is_lock or config.lock_init_sparsity:
-            self._lock()
 
     def _lock(self) -> None:
         """Take the masks from the weights: what is zero now is pruned."""
@@ -105,6 +116,10 @@ class PrunedGroup:
         c = self.config
         if not c.needs_gradient:
             return
+        if not self._is_all_seen:
+            weights = [layer.weight for layer in self.layers]
+            now = [weight.grad is not None or not weight.requires_grad for weight in weights]
+            self._is_reached = [before or here for before, here in zip(self._is_reached, now, strict=True)]
         if c.criterion == "snip_momentum":
             if step > self._last_event_step:
                 return
@@ -218,12 +233,22 @@ class PrunedGroup:
         for choice, keep, was, now in zip(self.choices, best, before, self.units, strict=True):
             choice &= keep | ~expand_units(was & ~now, (1, m))  # made once, when the group is pruned
 
-    def check_scored(self, step: int) -> None:
-        """Raise PruningError if an event at this step would prune layers that have no score."""
+    def check_scored(self, step: int, replicas: Exchange) -> None:
+        """Before an event at this step, leave out layers that nobody named and no gradient has ever reached.
+
+        All processes make this call, and decide alike.
+
+        Raises:
+            PruningError: the event would prune other layers that have no score.
+        """
         if not self.config.needs_gradient or self._is_all_seen or self.sparsity(step) is None:
             return
-        seen = self.exchange.any(self.seen).tolist()
-        missing = [layer.name for layer, is_seen in zip(self.layers, seen, strict=True) if not is_seen]
+        reached = torch.tensor(self._is_reached, device=self.seen.device) | self.seen
+        seen, reached = replicas.any(self.exchange.any(torch.stack([self.seen, reached])))
+        if self.config.names_all and bool(reached.any()):
+            self._leave_out(reached.tolist())
+            seen = seen[reached]
+        missing = [layer.name for layer, is_seen in zip(self.layers, seen.tolist(), strict=True) if not is_seen]
         self._is_all_seen = not missing  # which spares later events a wait for the device
         if missing:
             when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
@@ -231,6 +256,21 @@ class PrunedGroup:
                 f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
                 f"came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
             )
+
+    def _leave_out(self, stays: Sequence[bool]) -> None:
+        """Go on without some layers; nothing was pruned yet, but by a lock."""
+        if all(stays):
+            return
+        units, choices, scores, seen, copies, active = (
+            self.units, self.choices, self.scores, self.seen, self.copies, self.active
+        )  # fmt: skip
+        places = [i for i, is_here in enumerate(stays) if is_here]
+        self.take([self.layers[i] for i in places])
+        self.units = [units[i] for i in places]
+        self.choices = [choices[i] for i in places] if choices else []
+        self.scores = [scores[i] for i in places] if scores else []
+        self.seen, self.active = seen[places], active
+        self.copies = [(places.index(i), tensor) for i, tensor in copies if i in places]
 
     def masks_are_final(self, step: int) -> bool:
         """Whether no event and no part of one is still to come."""
@@ -242,10 +282,14 @@ class PrunedGroup:
         return start + self.config.last_event * frequency
 
     def write_masks(self, step: int) -> None:
-        """Zero the pruned weights in place."""
+        """Zero the pruned weights in place, and in their copies."""
         if self.active and not self._is_masked:
             masks, blocks = self.masks(step)
             apply_masks(self.views, masks, blocks, self._plans["units" if masks is self.units else "weights"])
+        if self.active and self.copies:
+            masks, blocks = self.masks(step)
+            copies = [self.layers[i].unit_view(local(tensor.detach())) for i, tensor in self.copies]
+            apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies])
         self._is_masked = False
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:

@@ -1,7 +1,10 @@
 """Group lasso."""
 
+from typing import Any
+
 from torch import Tensor
 
+from trisparse.prune.errors import PruningError
 from trisparse.sparse_ops.choosing.units import Block, expand_units, grid_shape
 
 
@@ -15,3 +18,13 @@ def shrink_units(view: Tensor, block: Block, amount: float) -> None:
     norm = view.float().reshape(rows, n, cols, m).pow(2).sum((1, 3)).sqrt()
     factor = (1 - amount / norm).clamp(min=0).nan_to_num(nan=0.0)
     view.mul_(expand_units(factor, block).view(view.shape))
+
+
+def checked_rate(name: str, lr: Any) -> float:
+    """The learning rate of a layer's weight; PruningError for an optimizer that has none, or finds its own."""
+    if lr is None:
+        raise PruningError(
+            f"lr: reg_type: group_lasso needs a learning rate, and the optimizer has None for {name}; give it one "
+            "(Adafactor: lr=... and relative_step=False), or leave out reg_type"
+        )
+    return float(lr)

@@ -14,10 +14,13 @@ from trisparse.prune.pruner.attach import Attachment
 from trisparse.prune.pruner.find_layers import find_layers
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
+from trisparse.prune.pruner.lasso import checked_rate
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.mask_hash import mask_hash
+from trisparse.prune.pruner.model_copy import mask_copy
 from trisparse.prune.pruner.report import SparsityReport, make_report
 from trisparse.prune.pruner.shards import Exchange, data_parallel_group, reshard, spread_like
+from trisparse.prune.pruner.zeros import ZeroWatch, check_zeros
 
 _STATE_VERSION = 1
 
@@ -70,6 +73,8 @@ class Pruner:
         self._started = False
         self._observed = False
         self._attached: Attachment | None = None
+        self._watch = ZeroWatch(self.groups)
+        self._holds = False  # whether the weights have been masked, and should be zero since
 
     @property
     def layers(self) -> list[Layer]:
@@ -89,13 +94,16 @@ class Pruner:
             grad_scale: what a gradient scaler has multiplied the gradients by, 1 if they are unscaled.
 
         Raises:
-            PruningError: called twice without `step()`, before a due `start()`, or a weight was replaced.
+            PruningError: called twice without `step()`, before a due `start()`, a weight was replaced, or one that is
+                pruned came back.
         """
         if self._observed:
             raise PruningError("observe: called twice without step(); call step() after every optimizer step")
         if not self._started and any(group.sparsity(0) is not None for group in self.groups):
             raise PruningError("observe: an event is due at step 0; call start() before the first forward")
         self._check_weights()
+        if self._holds and self._attached:  # by hand, a loop may write to weights before it observes
+            self._watch.look(self.step_count, self._stepped_by)
         for group in self.groups:
             group.observe(self.step_count + 1, grad_scale)
         self._observed = True
@@ -124,13 +132,50 @@ class Pruner:
     def _prune(self) -> None:
         self._check_weights()
         for group in self.groups:
-            group.check_scored(self.step_count)
+            group.check_scored(self.step_count, self._replicas)
         for group in self.groups:
             group.fire(self.step_count)
         if any(group.sparsity(self.step_count) is not None for group in self.groups):
             self._check_replicas()
+        self._write_masks()
+
+    def _write_masks(self) -> None:
         for group in self.groups:
             group.write_masks(self.step_count)
+        self._holds = True
+
+    @torch.no_grad()
+    def apply_masks(self, model: nn.Module | None = None) -> None:
+        """Zero what the masks prune, after something wrote to the weights, or in a copy of the model.
+
+        Averages of weights (EMA, SWA) remember what was pruned long after: call this before one is evaluated or saved.
+
+        Args:
+            model: with layers of the same names and shapes, on any device, such as a deep copy or
+                `torch.optim.swa_utils.AveragedModel`; None for the Pruner's own, after an average was put into it.
+
+        Raises:
+            PruningError: a layer is missing there, or has another shape.
+        """
+        if model is None:
+            self._check_weights()
+            self._write_masks()
+        else:
+            mask_copy(model, self.masks())
+
+    def check_zeros(self) -> None:
+        """Read all pruned weights; `state_dict` and `report` do. All processes make this call where they are sharded.
+
+        Raises:
+            PruningError: one is not zero where its mask prunes.
+        """
+        self._check_weights()
+        check_zeros(self.groups, self.step_count, self._stepped_by)
+        self._watch.check(self._stepped_by)
+
+    @property
+    def _stepped_by(self) -> str | None:
+        return self._attached.name if self._attached else None
 
     def _check_replicas(self) -> None:
         if self._replicas.group is not None and not self._replicas.agree(self.mask_hash()):
@@ -161,13 +206,15 @@ class Pruner:
         """Call `observe` and `step` from the optimizer's own hooks, from now on.
 
         Args:
-            optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`.
+            optimizer: a `torch.optim.Optimizer`, or a wrapper that has it as `.optimizer`, `.base_optimizer` or
+                `.base`. Copies of the weights in the states of all of these, which they write back, are masked too.
 
         Returns:
             A context manager that detaches on leaving; it also has `.detach()`.
 
         Raises:
-            PruningError: an optimizer without step hooks or without one of the pruned weights, or a second attach.
+            PruningError: an optimizer without step hooks, without one of the pruned weights, or without a learning rate
+                that group lasso needs, or a second attach.
         """
         if self._attached is not None:
             raise PruningError("attach: this Pruner is attached already; detach() first")
@@ -179,6 +226,7 @@ class Pruner:
         if self._attached is attachment:  # a second detach() may come when another has taken its place
             self._attached = None
             self._observed = False  # a step that broke off between the hooks is forgotten
+            self._holds = False
 
     def masks(self) -> dict[str, Tensor]:
         """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""
@@ -212,6 +260,7 @@ class Pruner:
             kept = torch.stack([mask.sum() for mask in masks]).tolist()
             mine = [(mask.numel() - count) * n * m for mask, count, (n, m) in zip(masks, kept, blocks, strict=True)]
             pruned |= dict(zip([layer.name for layer in group.layers], group.exchange.sum(mine), strict=True))
+        self._watch.check(self._stepped_by)
         return pruned
 
     def report(self) -> SparsityReport:
@@ -220,6 +269,7 @@ class Pruner:
         Raises:
             PruningError: a weight is not zero where its mask says pruned.
         """
+        self.check_zeros()
         return make_report(self.model, self.groups, self.masks(), self.step_count, self._notes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,7 +277,14 @@ class Pruner:
 
         It is of the whole model: where weights are sharded, all processes make this call, get the same, and any number
         of processes can load it.
+
+        Raises:
+            PruningError: a weight is not zero where its mask prunes, so what is saved beside this would not be pruned.
         """
+        self.check_zeros()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {
             "version": _STATE_VERSION,
             "config": self.config.to_dict(),
@@ -245,7 +302,7 @@ class Pruner:
         """
         if not isinstance(state, dict):
             raise PruningError(f"state: want what state_dict gave, got a {type(state).__name__}")
-        mine = self.state_dict()
+        mine = self._state()
         if state.get("version") != _STATE_VERSION:
             raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
         if lacking := [key for key in mine if key not in state]:
@@ -261,19 +318,27 @@ class Pruner:
                         f"state: of another config: group {index} was saved with {key} {saved.get(key)!r}, "
                         f"this one has {own[key]!r}; resume with the same settings"
                     )
-        if state["layers"] != mine["layers"]:
-            raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
+        kept = [_layers_of(group, saved) for group, saved in zip(self.groups, state["layers"], strict=True)]
         self.step_count = state["step_count"]
         self._started = state["started"]
-        self._observed = False
-        for group, saved in zip(self.groups, state["groups"], strict=True):
+        self._observed = self._holds = False
+        for group, layers, saved in zip(self.groups, kept, state["groups"], strict=True):
+            if layers != group.layers:
+                group.take(layers)
             load_group_state(group, saved)
 
 
-def _lr_of(lr: float | Callable[[Layer], float] | None) -> Callable[[Layer], float]:
+def _layers_of(group: PrunedGroup, saved: list[list[Any]]) -> list[Layer]:
+    """Those of a group that a state is of; it may lack layers that no gradient reached."""
+    names = [name for name, _ in saved]
+    may_lack = group.config.needs_gradient and group.config.names_all
+    layers = [layer for layer in group.found if layer.name in names or not may_lack]
+    if saved != [[layer.name, list(layer.weight.shape)] for layer in layers]:
+        raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
+    return layers
+
+
+def _lr_of(lr: float | Callable[[Layer], Any] | None) -> Callable[[Layer], float]:
     if lr is None:
         raise PruningError("lr: group_lasso needs the learning rate; use attach(optimizer) or step(lr=...)")
-    if callable(lr):
-        return lr
-    value = lr
-    return lambda layer: value
+    return lambda layer: checked_rate(layer.name, lr(layer) if callable(lr) else lr)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.pruner.census import count_parameters, unprunable_notes
 from trisparse.prune.pruner.group import PrunedGroup
@@ -119,7 +118,7 @@ def _is_report(path: Path) -> bool:
 def make_report(
     model: nn.Module, groups: Sequence[PrunedGroup], masks: dict[str, torch.Tensor], step: int, left: Sequence[str]
 ) -> SparsityReport:
-    """See `Pruner.report`; `masks` by name of the layer, in force after `step` steps, `left` notes on other layers."""
+    """See `Pruner.report`; `masks` by name, in force after `step` steps and held by the weights; `left`: more notes."""
     rows = [row for group in groups for row in _rows(group, masks)]
     zeros, weights = sum(row.zeros for row in rows), sum(row.weights for row in rows)
     matmul_zeros, matmul, all_zeros, everything = count_parameters(model)
@@ -155,13 +154,8 @@ def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
         else:
             left = units(mask)
             broken = (left != 0) & (left != n * m)
-        counts = [(nonzero & ~mask).sum(), (~nonzero).sum(), (~mask).sum(), broken.sum()]
-        wrong, zeros, pruned, broken_units = group.exchange.sum([int(count) for count in counts])
-        if wrong:
-            raise PruningError(
-                f"{layer.place}: {wrong} weights are not zero where the mask prunes; something wrote to it "
-                "after pruner.step()"
-            )
+        counts = [(~nonzero).sum(), (~mask).sum(), broken.sum()]
+        zeros, pruned, broken_units = group.exchange.sum([int(count) for count in counts])
         shape, weights = layer.shape, layer.numel
         rows.append(LayerRow(layer.name, str(layer.pattern), shape, weights, zeros, zeros - pruned, not broken_units))
     return rows
@@ -178,6 +172,8 @@ def _notes(groups: Sequence[PrunedGroup], rows: list[LayerRow], step: int, compl
         )
         if group.is_nm and dense:
             notes.append(f"group {index}: {dense / units:.2%} of the {group.config.pattern} groups are still dense")
+        if group.left_out:
+            notes.append(f"left out, since no gradient reached them: {', '.join(group.left_out)}")
     if extra := sum(row.extra_zeros for row in rows):
         notes.append(f"{extra} weights are zero though no mask prunes them")
     return notes

@@ -26,13 +26,24 @@ CASES = {
     "bounds": {"pattern": "1x1", "min_sparsity_ratio_per_op": 0.4, "max_sparsity_ratio_per_op": 0.9},
     "parts": {"pattern": "4x1", "target_sparsity": 0.5, "pruning_type": "snip_momentum_progressive"},
     "magnitude": {"pattern": "1x1", "target_sparsity": 0.5, "pruning_type": "magnitude"},
+    "unused": {"pattern": "4x1", "target_sparsity": 0.7, "excluded_op_names": ["^4$"], "exclude_head": False},
 }
 WINDOW = {"start_step": 1, "end_step": 6, "pruning_frequency": 2}
 
 
-def make_model():
+class Pooled(nn.Sequential):
+    """Has a last layer that it never uses."""
+
+    def forward(self, x):
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+
+def make_model(unused=False):
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 4))
+    layers = [nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 4)]
+    model = Pooled(*layers, nn.Linear(4, 24)) if unused else nn.Sequential(*layers)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randint(-8, 9, p.shape, generator=generator) / 8)
@@ -41,7 +52,7 @@ def make_model():
 
 def spread(model, mode):
     if mode == "ddp":
-        return nn.parallel.DistributedDataParallel(model)
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=isinstance(model, Pooled))
     if mode == "flat":
         model[0] = FullyShardedDataParallel(model[0], device_id=torch.device("cpu"), use_orig_params=True)
     if mode == "fsdp":
@@ -64,7 +75,7 @@ def step(model, optimizer, number, rank, world):
 
 def run(case, mode, rank, world, folder, resume_from=None):
     torch.manual_seed(rank)
-    bare = make_model()
+    bare = make_model(case == "unused")
     model = spread(bare, mode)
     optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-9)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("prune_on_ranks.py")
-CASES = ("4x1", "2:4", "rows", "local", "bounds", "parts", "magnitude")
+CASES = ("4x1", "2:4", "rows", "local", "bounds", "parts", "magnitude", "unused")
 SPREAD = (("ddp", 2), ("fsdp", 2), ("fsdp", 3))
 
 
@@ -40,6 +40,13 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(runs, case, mode,
         went_on, whole = rank[f"resumed {case}"], rank[case]
         assert went_on["hashes"] == whole["hashes"][4:]
         assert went_on["report"] == whole["report"]
+
+
+def test_a_layer_without_use_is_left_out_everywhere(runs):
+    for ranks in runs.values():
+        for rank in ranks:
+            assert "left out, since no gradient reached them: 5" in rank["unused"]["report"]["notes"]
+            assert [row["name"] for row in rank["unused"]["report"]["layers"]] == ["0", "2"]
 
 
 def test_what_cannot_be_pruned_in_shards_says_so(runs):
