@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,38 @@ class PruningCallback(TrainerCallback):
     """Prunes while a Trainer trains: `Trainer(..., callbacks=[PruningCallback(config)])`.
 
     Steps are optimizer steps, whatever the gradient accumulation; those that a loss scaler skips do not count. Mixed
-    precision, checkpoints and resuming work as without it. Each checkpoint gets the Pruner's state in `pruner.pt`, each
-    entry of the log the sparsity. The Trainer does not say which checkpoint it resumes from: it is looked for in
-    `output_dir`, unless `TrainingArguments(resume_from_checkpoint=...)` names another folder, too.
+    precision, checkpoints and resuming work as without it. Each checkpoint gets the Pruner's state in `pruner.pt`. The
+    Trainer does not say which checkpoint it resumes from: it is looked for in `output_dir`, unless
+    `TrainingArguments(resume_from_checkpoint=...)` names another folder, too. Logs and metrics are left alone.
+
+    With `load_best_model_at_end`, and for early stopping, only evaluations after the last pruning event count.
 
     Args:
-        config: what to prune, how far and when.
+        config: what to prune, how far and when; or a function that makes it of the parameters of a trial of
+            `hyperparameter_search`, a dict that is empty in any other training.
 
     Attributes:
         pruner: made when training begins.
         report: zeros per layer, counted when training has ended; it says whether the schedule was complete.
+        history: optimizer step and sparsity of the masks, one pair for each entry that training made in the log.
+
+    Example:
+        >>> def config(params):
+        ...     target = params.get("target_sparsity", 0.9)
+        ...     return PruningConfig(target_sparsity=target, start_step=1, end_step=100, pruning_frequency=10)
+        >>> callback = PruningCallback(config)  # and trial.suggest_float("target_sparsity", 0.5, 0.9) in hp_space
     """
 
-    def __init__(self, config: PruningConfig) -> None:
-        if not isinstance(config, PruningConfig):
-            raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
+    def __init__(self, config: PruningConfig | Callable[[dict[str, Any]], PruningConfig]) -> None:
+        if not isinstance(config, PruningConfig) and not callable(config):
+            raise PruningError(
+                f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...), or a function "
+                "that makes one of a trial's parameters"
+            )
         self.config = config
         self.pruner: Pruner | None = None
         self.report: SparsityReport | None = None
+        self.history: list[tuple[int, float]] = []
         self._attachment: Attachment | None = None
 
     def on_train_begin(
@@ -57,14 +72,11 @@ class PruningCallback(TrainerCallback):
         if self._attachment is not None:  # of a training that broke off
             self._attachment.detach()
             self._attachment = None
-        last = max(group.end_step or 0 for group in self.config.groups)
+        config = self._config(state)
+        last = max(group.end_step or 0 for group in config.groups)
         if state.max_steps is not None and last > state.max_steps:
             raise PruningError(
                 f"end_step: want at most {state.max_steps}, the steps that the Trainer makes, got {last}"
-            )
-        if args.load_best_model_at_end:
-            raise PruningError(
-                "load_best_model_at_end: want False, got True; it could bring back weights from before the last event"
             )
         if state.is_hyper_param_search and args.save_strategy != "no":
             raise PruningError(
@@ -74,14 +86,48 @@ class PruningCallback(TrainerCallback):
         # it comes without the wrapper that would tell the Pruner of the other processes
         has_copies = args.world_size > 1 and not any(map(is_sharded, model.parameters()))
         replicas = torch.distributed.group.WORLD if has_copies else None
-        pruner = Pruner(model, self.config, replicas)
+        pruner = Pruner(model, config, replicas)
         if state.global_step:
             _restore(pruner, _resumed_folder(args, state) / _STATE, state.global_step)
         self._attachment = pruner.attach(kwargs["optimizer"])
-        self.pruner, self.report = pruner, None
+        self.pruner, self.report, self.history = pruner, None, []
+
+    def _config(self, state: TrainerState) -> PruningConfig:
+        if isinstance(self.config, PruningConfig):
+            return self.config
+        config = self.config(dict(getattr(state, "trial_params", None) or {}))
+        if not isinstance(config, PruningConfig):
+            raise PruningError(f"config: its function is to return a PruningConfig, got {type(config).__name__}")
+        return config
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget which evaluation was the best as long as masks may change: its weights are not pruned to the end."""
+        if self.pruner is not None and not self.pruner.masks_are_final:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at all zeros before the Trainer evaluates or saves.
+
+        Raises:
+            PruningError: weights that the masks prune came back.
+        """
+        if self.pruner is not None and (control.should_evaluate or control.should_save):
+            self.pruner.check_zeros()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As `on_step_end`, for what comes once an epoch."""
+        self.on_step_end(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the Pruner's state into the Trainer's checkpoint."""
+        """Write the Pruner's state into the Trainer's checkpoint.
+
+        Raises:
+            PruningError: weights that the masks prune came back.
+        """
         if self.pruner is None:
             return
         whole = self.pruner.state_dict()  # to which all processes add their part
@@ -90,25 +136,34 @@ class PruningCallback(TrainerCallback):
             atomic_save(_folder(args, state) / _STATE, lambda path: torch.save(whole, path))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the sparsity that the masks have to the log, and to what callbacks after this one get of it."""
-        if self.pruner is not None and self._attachment is not None and state.log_history:
-            state.log_history[-1]["sparsity"] = kwargs["logs"]["sparsity"] = self.pruner.sparsity()
+        """Note the sparsity that the masks have; what is logged may be metrics, whose sum a search goes by."""
+        if self.pruner is not None and self._attachment is not None:
+            self.history.append((self.pruner.step_count, self.pruner.sparsity()))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Detach, count zeros, and warn if skipped steps were missing at the end."""
+        """Detach, count zeros, and warn if the last event did not come."""
         if self._attachment is not None and self.pruner is not None:
             self._attachment.detach()
             self._attachment = None
             self.report = self.pruner.report()
-            skipped = state.global_step - self.pruner.step_count
-            if skipped and not self.pruner.masks_are_final and state.global_step >= state.max_steps:
-                warnings.warn(
-                    f"end_step: the loss scaler skipped {skipped} of {state.global_step} steps, so the last event did "
-                    f"not come; want at most {self.pruner.step_count}",
-                    stacklevel=2,
-                )
+            if not self.pruner.masks_are_final and not state.is_hyper_param_search:  # which ends trials early
+                warnings.warn(_unfinished(self.pruner, state), stacklevel=2)
+
+
+def _unfinished(pruner: Pruner, state: TrainerState) -> str:
+    """Why the last event did not come."""
+    skipped = state.global_step - pruner.step_count
+    if skipped and state.global_step >= state.max_steps:
+        return (
+            f"end_step: the loss scaler skipped {skipped} of {state.global_step} steps, so the last event did not "
+            f"come; want at most {pruner.step_count}"
+        )
+    return (
+        f"end_step: training stopped at step {state.global_step}, before the last event; the sparsity is "
+        f"{pruner.sparsity():.4f}"
+    )
 
 
 def _restore(pruner: Pruner, path: Path, step: int) -> None:

@@ -29,17 +29,6 @@ class StopAt(transformers.TrainerCallback):
         control.should_training_stop |= state.global_step >= self.step
 
 
-class Later(transformers.TrainerCallback):
-    """Looks at what the log tells callbacks."""
-
-    def __init__(self):
-        self.sparsity = []
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if "loss" in logs:
-            self.sparsity.append(logs["sparsity"])
-
-
 class Skip(transformers.TrainerCallback):
     """Skips the third step, as a loss scaler does after an overflow."""
 
@@ -55,7 +44,7 @@ class Skip(transformers.TrainerCallback):
 def trainer(tmp_path):
     """A Trainer over a tiny BERT on made-up sentences, twelve steps long."""
 
-    def make(name="out", config=CONFIG, callback=None, **arguments):
+    def make(name="out", config=CONFIG, callback=None, eval_dataset=False, **arguments):
         torch.manual_seed(0)
         sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, intermediate_size=64))
@@ -65,22 +54,20 @@ def trainer(tmp_path):
         settings |= {"disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3, "logging_steps": 4} | arguments
         args = transformers.TrainingArguments(str(tmp_path / name), **settings)
         callback = callback or PruningCallback(PruningConfig(**config))
-        return transformers.Trainer(model, args, train_dataset=data, callbacks=[callback]), callback
+        evaluated = data[:16] if eval_dataset else None
+        return transformers.Trainer(model, args, None, data, evaluated, callbacks=[callback]), callback
 
     return make
 
 
 def test_prunes_and_reports(trainer):
     running, callback = trainer()
-    later = Later()
-    running.add_callback(later)
     running.train()
     assert callback.pruner.step_count == 12
     assert callback.report.complete
     assert callback.report.pruned_layers == pytest.approx(0.75, abs=1e-3)
-    history = [row["sparsity"] for row in running.state.log_history if "loss" in row]
-    assert history == later.sparsity
-    assert history[0] < 0.75 == pytest.approx(history[-1], abs=1e-3)
+    assert [step for step, _ in callback.history] == [4, 8, 12, 12]
+    assert callback.history[0][1] < 0.75 == pytest.approx(callback.history[-1][1], abs=1e-3)
     assert not running.optimizer.optimizer._optimizer_step_pre_hooks
 
 
@@ -178,12 +165,117 @@ def test_a_training_that_broke_off_can_begin_anew(trainer):
     assert callback.pruner.step_count == 12
 
 
-def test_another_models_log_has_no_sparsity(trainer):
+def metrics_of(running):
+    """All that a training and an evaluation give out, but for times."""
+    trained = running.train().metrics
+    evaluated = running.evaluate(running.train_dataset)
+    return [sorted(m) for m in (trained, evaluated, *running.state.log_history)], evaluated
+
+
+def test_metrics_and_logs_are_left_alone(trainer):
+    running, callback = trainer(eval_strategy="steps", eval_steps=4, eval_dataset=True)
+    plain, _ = trainer("plain", eval_strategy="steps", eval_steps=4, eval_dataset=True)
+    plain.remove_callback(PruningCallback)
+    (pruned, metrics), (unpruned, _) = metrics_of(running), metrics_of(plain)
+    assert pruned == unpruned
+    assert transformers.trainer_utils.default_compute_objective(metrics) == metrics["eval_loss"]
+    assert callback.report.complete
+
+
+def test_search_goes_by_the_loss_and_finds_a_target(trainer, monkeypatch):
+    pytest.importorskip("optuna")
+    targets = []
+
+    def config(params):
+        targets.append(params["target_sparsity"])
+        return PruningConfig(**CONFIG | params)
+
+    running, callback = trainer(
+        callback=PruningCallback(config), eval_strategy="steps", eval_dataset=True, save_strategy="no"
+    )
+    model = running.model
+    running.model_init, running.model = lambda trial: type(model)(model.config), None
+    losses, evaluate = [], running.evaluate
+    monkeypatch.setattr(running, "evaluate", lambda *args, **kw: [losses.append(m := evaluate(*args, **kw)), m][1])
+    space = lambda trial: {"target_sparsity": trial.suggest_float("target_sparsity", 0.3, 0.6)}  # noqa: E731
+    best = running.hyperparameter_search(space, n_trials=2, backend="optuna", direction="minimize")
+    assert best.objective in [metrics["eval_loss"] for metrics in losses]
+    assert best.hyperparameters["target_sparsity"] in targets
+    assert len(set(targets)) == 2
+    assert callback.report.pruned_layers == pytest.approx(targets[-1], abs=1e-2)
+    with pytest.raises(PruningError, match="config: its function is to return a PruningConfig, got NoneType"):
+        trainer(callback=PruningCallback(lambda params: None))[0].train()
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Makes a Trainer's evaluations give these losses, one after the other."""
+
+    def make(running, given):
+        values = iter(given)
+        loop = running.evaluation_loop
+
+        def evaluation_loop(*args, **kw):
+            output = loop(*args, **kw)
+            output.metrics["eval_loss"] = next(values)
+            return output
+
+        monkeypatch.setattr(running, "evaluation_loop", evaluation_loop)
+        return running
+
+    return make
+
+
+BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_dataset": True, "save_strategy": "steps"}
+BEST |= {"eval_steps": 2, "save_steps": 2, "metric_for_best_model": "loss", "greater_is_better": False}
+
+
+@pytest.mark.parametrize("stop", [None, 4, 10])
+def test_the_best_model_is_one_of_those_after_the_last_event(trainer, losses, tmp_path, stop):
+    """The least losses are those at steps 2 and 6, the least after the last event at 8 that at 10."""
+    given = [0.1, 0.9, 0.2, 0.8, 0.5, 0.7]
+    running, callback = trainer(**BEST)
+    if stop:
+        running.add_callback(StopAt(stop))
+    losses(running, given).train()
+    if stop:
+        running, callback = trainer(**BEST)
+        checkpoint = tmp_path / "out" / f"checkpoint-{stop}"
+        losses(running, given[stop // 2 :]).train(resume_from_checkpoint=str(checkpoint))
+    assert (running.state.best_metric, running.state.best_global_step) == (0.5, 10)
+    saved = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint-10").state_dict()
+    for name, weight in running.model.state_dict().items():
+        assert torch.equal(weight, saved[name]), name
+    assert callback.report.complete
+    assert callback.report.pruned_layers == pytest.approx(0.75, abs=1e-3)
+
+
+def test_a_training_that_ends_early_says_so(trainer, losses):
+    running, callback = trainer(**BEST)
+    running.add_callback(StopAt(6))
+    with pytest.warns(
+        UserWarning, match=r"end_step: training stopped at step 6, before the last event; the sparsity is 0\."
+    ):
+        losses(running, [0.1, 0.9, 0.2]).train()
+    assert running.state.best_global_step == 6, "what is left of the last masks"
+    assert not callback.report.complete
+
+
+def test_weights_that_came_back_are_not_saved(trainer, tmp_path):
+    class Average(transformers.TrainerCallback):
+        """Puts an average of the weights in place before a checkpoint, as callbacks for EMA do."""
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            if control.should_save:
+                with torch.no_grad():
+                    model.bert.encoder.layer[0].output.dense.weight.add_(0.1)
+
     running, callback = trainer()
-    running.train()
-    other, _ = trainer("other", callback=callback, eval_strategy="no")
-    other.evaluate(other.train_dataset)
-    assert "sparsity" not in other.state.log_history[-1]
+    running.callback_handler.callbacks.insert(1, Average())
+    with pytest.raises(PruningError, match=r"output.dense.weight: \d+ weights are not zero where the mask prunes"):
+        running.train()
+    assert callback.pruner.step_count == 5
+    assert not (tmp_path / "out" / "checkpoint-5").exists()
 
 
 def test_misuse(trainer):
@@ -200,10 +292,6 @@ def test_misuse(trainer):
         callback.on_train_begin(running.args, SimpleNamespace(max_steps=12, is_hyper_param_search=True), None)
     with pytest.raises(PruningError, match="end_step: want at most 6, the steps that the Trainer makes, got 8"):
         trainer(max_steps=6)[0].train()
-    with pytest.raises(PruningError, match="load_best_model_at_end: want False"):
-        trainer(load_best_model_at_end=True, save_strategy="no", eval_strategy="no", metric_for_best_model="loss")[
-            0
-        ].train()
 
 
 @pytest.mark.parametrize("mode", ["trainer", "fsdp"])
