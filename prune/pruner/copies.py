@@ -46,11 +46,14 @@ class Copies:
     @torch.no_grad()
     def find(self, groups: Sequence[PrunedGroup]) -> None:
         """Tell each group its copies; to be called before masks are written, which hides what is alike."""
-        layers = {layer.weight: (group, i) for group in groups for i, layer in enumerate(group.layers)}
+        layers: dict[nn.Parameter, list[tuple[PrunedGroup, int]]] = {}
+        for group in groups:
+            for i, layer in enumerate(group.layers):
+                layers.setdefault(layer.weight, []).append((group, i))
         found: dict[tuple[int, str], list[tuple[PrunedGroup, int, Tensor]]] = {}
         for key, weight, tensor in self._kept(layers.keys()):
             if _is_like(tensor, weight):
-                found.setdefault(key, []).append((*layers[weight], tensor))
+                found.setdefault(key, []).extend((group, i, tensor) for group, i in layers[weight])
             elif tensor is not None:
                 self._others[key[0]].add(key[1])
         for group in groups:
@@ -92,7 +95,7 @@ class Copies:
             layer = group.layers[i]
             view = layer.view
             places = Places(view.shape, (view.shape[0], math.prod(view.shape[1:])), (1, 1), view.device).weights
-            weight, kept = view[places].double(), layer.unit_view(local(tensor.detach()))[places].double()
+            weight, kept = view[places].double(), layer.unit_view(layer.own(local(tensor.detach())))[places].double()
             kept = kept * (weight != 0)  # a copy of masked weights may not be masked itself
             dots += torch.stack([(kept * weight).sum(), kept.square().sum(), weight.square().sum()])
         both, kept_size, weight_size = dots.tolist()

@@ -18,7 +18,7 @@ from trisparse.prune.pruner.layers import exact
 from trisparse.prune.pruner.nm_groups import best_of_groups, group_costs
 from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
-from trisparse.prune.pruner.shards import Exchange
+from trisparse.prune.pruner.shards import Exchange, local
 from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
 from trisparse.sparse_ops.choosing.units import expand_units, matrix_shape
 
@@ -288,7 +288,8 @@ class PrunedGroup:
             apply_masks(self.views, masks, blocks, self._plans["units" if masks is self.units else "weights"])
         if self.active and self.copies:
             masks, blocks = self.masks(step)
-            copies = [self.layers[i].unit_view(local(tensor.detach())) for i, tensor in self.copies]
+            own = [(self.layers[i], tensor) for i, tensor in self.copies]
+            copies = [layer.unit_view(layer.own(local(tensor.detach()))) for layer, tensor in own]
             apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies])
         self._is_masked = False
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layers import bare_modules
 from trisparse.prune.pruner.shards import local
+from trisparse.prune.pruner.weights import named_weights
 
 _AVERAGED = ("module", "ema_model")  # where wrappers that average keep their copy
 
@@ -24,23 +23,33 @@ def mask_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         PruningError: a layer is missing, or has another shape; nothing is changed then.
     """
-    found = _layers(model, masks)
-    weights: dict[str, Any] = {name: getattr(found.get(name), "weight", None) for name in masks}
-    for name, weight in weights.items():
-        if not isinstance(weight, Tensor) or local(weight).shape != local(masks[name]).shape:
-            got = f"has shape {list(weight.shape)} there" if isinstance(weight, Tensor) else "is missing there"
+    found = _weights(model, masks)
+    for name, mask in masks.items():
+        weight = found.get(name)
+        if weight is None or weight.shape != local(mask).shape:
+            got = "is missing there" if weight is None else f"has shape {list(weight.shape)} there"
             raise PruningError(
-                f"model: {name}.weight {got}; want a copy of the model that the Pruner was given, or an average of it"
+                f"model: {name} {got}; want a copy of the model that the Pruner was given, or an average of it"
             )
-    for name, weight in weights.items():
-        mine = local(weight.detach())
-        mine.masked_fill_(~local(masks[name]).to(mine.device), 0)
+    for name, mask in masks.items():
+        found[name].masked_fill_(~local(mask).to(found[name].device), 0)
 
 
-def _layers(model: nn.Module, names: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-    """Modules by name in the bare model, inside whatever wrapper has the names."""
-    found = dict(bare_modules(model))
+def _weights(model: nn.Module, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is here of each weight, by name in the bare model, inside whatever wrapper has the names."""
+    weights = {}
+    for weight in named_weights(model):
+        if weight.tensor is not None:
+            mine = local(weight.tensor.detach())
+            weights[weight.name] = mine if weight.part is None else mine[weight.part]
+    plain = {_without_adapters(name): tensor for name, tensor in weights.items()}
+    found = {name: weights.get(name, plain.get(_without_adapters(name))) for name in names}
     for child in _AVERAGED:
-        if not found.keys() >= names.keys() and child in model._modules:
-            return _layers(model.get_submodule(child), names)
-    return found
+        if any(weight is None for weight in found.values()) and child in model._modules:
+            return _weights(model.get_submodule(child), names)
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def _without_adapters(name: str) -> str:
+    """A layer's name once PEFT has merged its adapters into it."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")

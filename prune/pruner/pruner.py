@@ -333,7 +333,7 @@ def _layers_of(group: PrunedGroup, saved: list[list[Any]]) -> list[Layer]:
     names = [name for name, _ in saved]
     may_lack = group.config.needs_gradient and group.config.names_all
     layers = [layer for layer in group.found if layer.name in names or not may_lack]
-    if saved != [[layer.name, list(layer.weight.shape)] for layer in layers]:
+    if saved != [[layer.name, list(layer.shape)] for layer in layers]:
         raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
     return layers
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.pruner.census import count_parameters, unprunable_notes
 from trisparse.prune.pruner.group import PrunedGroup

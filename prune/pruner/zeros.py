@@ -16,7 +16,7 @@ from trisparse.sparse_ops.choosing.units import expand_units
 def came_back(name: str, count: int | str, optimizer: str | None) -> PruningError:
     """The error for weights of a layer that are no longer zero; `optimizer` is the class of the attached one."""
     return PruningError(
-        f"{name}.weight: {count} weights are not zero where the mask prunes; something wrote to it after "
+        f"{name}: {count} weights are not zero where the mask prunes; something wrote to it after "
         f"pruner.step(): where {optimizer or 'the optimizer'} keeps a copy of the weights, attach its outermost "
         "wrapper, or call pruner.observe() and pruner.step() around its step; after an average or saved weights are "
         "put in, call pruner.apply_masks()"
@@ -40,7 +40,7 @@ def check_zeros(groups: Sequence[PrunedGroup], step: int, optimizer: str | None)
         ]
         for layer, count in zip(group.layers, group.exchange.sum(found), strict=True):
             if count:
-                raise came_back(layer.name, count, optimizer)
+                raise came_back(layer.place, count, optimizer)
 
 
 class ZeroWatch:
@@ -75,7 +75,8 @@ class ZeroWatch:
             rows, cols = mask.shape
             places = self._places[layer.name, blocks[i]] = Places(view.shape, (rows, cols), blocks[i], mask.device)
         seen = ((view[places.weights] != 0) & ~mask[places.units]).sum()
-        self._seen[layer.name] = self._seen[layer.name] + seen if layer.name in self._seen else seen
+        name = layer.place
+        self._seen[name] = self._seen[name] + seen if name in self._seen else seen
         if mask.device.type == "cpu":
             self.check(optimizer)
 
