@@ -14,6 +14,7 @@ from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.lasso import checked_rate
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
+from trisparse.prune.pruner.left_out import listed
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
 
 _BY_HAND = "call pruner.observe() and pruner.step() around its step instead"
@@ -56,13 +57,22 @@ class Attachment:
         self._steps_seen = 0
         self._skips = False
         held = self._learning_rates()
-        missing = [layer for layer in self._layers if id(layer.weight) not in held]
+        # a lock on frozen weights has nothing to do, and nobody to do it for
+        locked = {layer for group in groups if group.config.is_lock for layer in group.layers}
+        missing = [
+            layer
+            for layer in self._layers
+            if id(layer.weight) not in held and not (layer in locked and not layer.weight.requires_grad)
+        ]
         if missing:
             frozen = [exact(layer.name) for layer in missing if not layer.weight.requires_grad]
             raise PruningError(
-                f"attach: {type(self._optimizer).__name__} does not hold {', '.join(layer.name for layer in missing)}; "
+                f"attach: {type(self._optimizer).__name__} does not hold {listed([layer.name for layer in missing])}; "
                 + (
-                    f"add to excluded_op_names those that are frozen: {frozen}"
+                    "all are frozen, as beside adapters: prune them at once by prune_once before, and hold the zeros by "
+                    "pruning_type: pattern_lock"
+                    if len(frozen) == len(self._layers)
+                    else f"add to excluded_op_names those that are frozen: {frozen}"
                     if frozen
                     else "build it over the parameters of the model that the Pruner was given, or where another "
                     "optimizer holds them attach none: call pruner.observe() before the first of them steps and "

@@ -156,3 +156,48 @@ def test_a_packed_model_is_to_be_decompressed_first():
     packed, _ = compress(model, prefer="memory", measure=False)
     with pytest.raises(PruningError, match=r"^0: is packed; call decompress\(model\) first"):
         prune_once(packed, pattern="2:4")
+
+
+def train_adapters(model):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(2):
+        ids = torch.randint(16, (2, 8), generator=torch.Generator().manual_seed(step))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_zeros_survive_merging_adapters(lora):
+    base, model = lora()
+    prune_once(base, pattern="2:4")
+    lock = Pruner(model, PruningConfig(pattern="2:4", pruning_type="pattern_lock"))
+    train_adapters(model)
+    merged = model.merge_and_unload()
+    weight = merged.model.layers[0].self_attn.q_proj.weight
+    assert (weight != 0).all()  # which is what PEFT does
+    lock.apply_masks(merged)
+    again = prune_once(merged, pattern="2:4")
+    assert again.pattern_verified
+    assert all(row.zeros == row.weights // 2 for row in again.layers)
+
+
+def test_a_lock_on_a_frozen_base_needs_no_optimizer_that_holds_it(lora):
+    base, model = lora()
+    prune_once(base, pattern="2:4")
+    pruner = Pruner(model, PruningConfig(pattern="2:4", pruning_type="pattern_lock"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    with pruner.attach(optimizer):
+        ids = torch.randint(16, (2, 8))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    assert pruner.report().pattern_verified
+
+
+def test_scores_of_a_frozen_base_are_refused_with_what_works(lora):
+    _, model = lora()
+    pruner = Pruner(model, PruningConfig(**OK, pattern="2:4"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    with pytest.raises(
+        PruningError, match="all are frozen, as beside adapters: prune them at once by prune_once before"
+    ):
+        pruner.attach(optimizer)
