@@ -25,6 +25,7 @@ from trisparse.prune.deploy.checkpoint_files import (
 from trisparse.prune.deploy.layer_spec import Spec, describe, is_ours, note_in_config
 from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
 from trisparse.prune.deploy.saved_names import headers_in_model, is_transformers_model, layers_in_model
+from trisparse.prune.deploy.shrinking import check_savable
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
@@ -45,11 +46,11 @@ def save_pretrained(
 
     Raises:
         PruningError: no transformers model, one that another method quantized, a path that is a file, a size that is
-            none, files of something else, or tensors that transformers writes otherwise than it would read them; then
-            nothing is written.
+            none, files of something else, convolutions without their zero channels, or tensors that transformers writes
+            otherwise than it would read them; then nothing is written.
     """
     check_shard_size(max_shard_size)
-    transformers_model(model)
+    check_savable(transformers_model(model))
     with replaced_folder(Path(folder), SAVED, overwrite) as half:
         write_pretrained(model, half, max_shard_size)
 
@@ -57,6 +58,7 @@ def save_pretrained(
 def write_pretrained(model: nn.Module, half: Path, max_shard_size: int | str) -> None:
     """The files of `save_pretrained`, into an empty folder."""
     bare: Any = transformers_model(model)
+    check_savable(bare)
     note_in_config(bare)
     if not type(bare).__module__.startswith("transformers."):
         name = type(bare).__name__

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.chains import Chain, find_chains
+from trisparse.prune.deploy.chains import Chain, Found
 from trisparse.prune.deploy.compaction_report import CompactedChain, CompactionReport
+from trisparse.prune.deploy.find_chains import find_chains
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.obstacles import check_numbers
+from trisparse.prune.deploy.removable import folded, removable_units
 from trisparse.prune.deploy.same_outputs import check_example, difference, outputs_of
+from trisparse.prune.deploy.shrinking import keep, rows_of
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.pruner.layers import is_hf_conv1d, op_type
+from trisparse.prune.pruner.layers import op_type
 
 _MULTIPLES = {"cuda": 64, "cpu": 8}
 
@@ -27,50 +30,59 @@ def compact(
     """Remove channels and heads that are zero, in place; in evaluation mode the outputs stay what they were.
 
     A hidden channel goes where its row is zero, its constant activation being folded into the next bias, or where
-    nothing reads it. A head of BERT, DistilBERT or Llama goes where all its query, key and value rows are zero, or all
-    columns that read it. Rows that other layers read stay, as zeros, and the report names them. Units stay, too,
-    between layers with hooks, replaced forwards or weights that are computed, and where no bias can take what they
-    always give.
+    nothing reads it. What reads it is found by running the model on the example. A head of BERT, DistilBERT or Llama
+    goes where all its query, key and value rows are zero, or all columns that read it. Rows that something reads which
+    needs them all stay, as zeros, and the report names what that is. Units stay, too, between layers with hooks,
+    replaced forwards or weights that are computed, and where no bias can take what they always give.
 
     Args:
-        model: with feed-forward blocks and attention as in BERT, DistilBERT, GPT-2 (blocks only) or Llama, or
-            nn.Sequential.
-        example: inputs to compare outputs before and after, keywords or positions; a transformers model has its own.
+        model: with linear layers or convolutions. Without an example that it runs on, only feed-forward blocks named
+            as in BERT, DistilBERT, GPT-2 or Llama, and those of nn.Sequential, are found, and the report says so.
+        example: inputs to find readers with, and to compare outputs before and after, keywords or positions; many
+            models of transformers have their own.
         multiple: to which kept channels are rounded up, by keeping the largest of those that could go; 64 on a GPU,
             8 on a CPU, where matrix products are fastest.
 
     Raises:
-        PruningError: no chain was found, the model does not run on the example, or the outputs changed; then the model
-            is as it was.
+        PruningError: nothing was found by names either, the model does not run on the example, or the outputs changed;
+            then the model is as it was.
     """
     check_example(example)
     if multiple is not None and (type(multiple) is not int or multiple < 1):
         raise PruningError(f"multiple: want a whole number of 1 or more, got {multiple!r:.60}")
     check_config(model)
     check_numbers(model)
-    chains = find_chains(model)
-    if not chains:
+    found = find_chains(model, example)
+    if not found.chains and found.note:
         raise PruningError(
-            "model: no feed-forward block or attention that is known; want one as in BERT, DistilBERT, GPT-2 or Llama"
+            f"model: no feed-forward block or attention that is known by its names, and {found.note}; give example=…"
         )
+    return compact_found(model, found, example, multiple)
+
+
+def compact_found(model: nn.Module, found: Found, example: Any, multiple: int | None = None) -> CompactionReport:
+    """`compact` of chains that were found."""
+    chains = found.chains
     device = next(model.parameters()).device.type
     multiple = _MULTIPLES.get(device, _MULTIPLES["cuda"]) if multiple is None else multiple
     example = getattr(model, "dummy_inputs", None) if example is None else example
-    report, count = CompactionReport(), _count(model)
+    report, count = CompactionReport(note=found.note), _count(model)
     before: list[Tensor] | None = None
     with _undone_on_error(model, chains):
         for chain in chains:
-            row, cut = _plan(model, chain, multiple)
+            row, kept = _plan(model, chain, multiple)
             report.chains.append(row)
-            if cut is None:
+            if kept is None:
                 continue
             if before is None:  # not until something is to go, so that other models need no example
                 before = _run(model, example)
-            _cut(model, chain, cut)
+            _cut(model, chain, kept)
         if before:
             _compare(before, model, example)
     report.verified = bool(before)
     report.masked, report.parameters = _masked(model, chains), (count, _count(model))
+    unseen = f"what reads them is not known, since {found.note}" if found.note else "the example never reaches it"
+    report.reasons = {name: found.reasons.get(name, unseen) for name in report.masked}
     note_in_config(model)
     return report
 
@@ -78,8 +90,9 @@ def compact(
 @contextlib.contextmanager
 def _undone_on_error(model: nn.Module, chains: list[Chain]) -> Iterator[None]:
     """Whatever happens, a model whose layers were cut has them back as they were."""
-    layers = [model.get_submodule(name) for chain in chains for name in (*chain.producers, chain.consumer)]
-    saved = [(layer, {**vars(layer), "_parameters": dict(layer._parameters)}) for layer in layers]
+    layers = [model.get_submodule(side.layer) for chain in chains for side in chain.sides]
+    own = ("_parameters", "_buffers")
+    saved = [(layer, {**vars(layer), **{name: dict(vars(layer)[name]) for name in own}}) for layer in layers]
     try:
         yield
     except BaseException:
@@ -107,118 +120,60 @@ def _compare(before: list[Tensor], model: nn.Module, example: Any) -> None:
         trouble, cause = one_line(error), error
     if trouble:
         raise PruningError(
-            f"model: fails without its zero channels ({trouble}), so its modules are not what their names say; "
-            "it is as it was before"
+            f"model: fails without its zero channels ({trouble}), so it counts on having them; it is as it was before"
         ) from cause
 
 
-class _Cut(NamedTuple):
-    """Indices of the units to keep, and what those that go always add to the consumer's output."""
-
-    kept: Tensor
-    folded: Tensor
-
-
-def _plan(model: nn.Module, chain: Chain, multiple: int) -> tuple[CompactedChain, _Cut | None]:
-    makes: list[Any] = [model.get_submodule(name) for name in chain.producers]
-    reads: Any = model.get_submodule(chain.consumer)
-    columns = _matrix(reads)
-    units = columns.shape[1] // chain.width
-    row = CompactedChain(list(chain.producers), chain.consumer, units, 0, units, chain.obstacle)
+def _plan(model: nn.Module, chain: Chain, multiple: int) -> tuple[CompactedChain, Tensor | None]:
+    """A row for the report, and which units to keep if any are to go."""
+    readers = ", ".join(side.layer for side in chain.readers)
+    row = CompactedChain(chain.producers, readers, chain.units, 0, chain.units, chain.obstacle)
     if row.reason:
         return row, None
     if shared := _shared(model, chain):
         row.reason = f"stays: a weight is shared with {shared}"
         return row, None
-    rows = [_matrix(layer) for layer in makes]
-    zero = [(weight == 0).all(1) for weight in rows]
-    biases = [w.new_zeros(len(w)) if m.bias is None else m.bias for m, w in zip(makes, rows, strict=True)]
-    try:
-        constant, values = chain.constants(zero, biases)
-        unread = (columns == 0).all(0)
-        size = columns.float().square().sum(0).view(units, -1).sum(1)
-        given = torch.zeros_like(size)
-        for weight, bias in zip(rows, biases, strict=True):
-            size = size + weight.float().square().reshape(units, -1).sum(1)
-            given = given + bias.float().view(units, -1).sum(1)
-        finite = (size + given).isfinite()  # zero times infinity is not zero
-        could = (constant | unread).view(units, chain.width).all(1) & finite
-        if reads.bias is None:  # one added would be lost where only the model's own class is known
-            constant = constant & (values == 0)
-        removable = (constant | unread).view(units, chain.width).all(1) & finite
-    except (RuntimeError, TypeError) as error:
-        row.reason = f"stays: its layers do not fit together ({one_line(error)})"
-        return row, None
-    row.removable = int(removable.sum())
-    if stuck := int(could.sum()) - row.removable:
-        row.reason = f"{stuck} stay: {chain.consumer} has no bias to take what they always give"
+    units = removable_units(model, chain)
+    row.removable, row.reason = int(units.removable.sum()), units.reason
     if not row.removable:
         return row, None
-    step = multiple if chain.width == 1 else 1
-    wanted = max(-(-(units - row.removable) // step) * step, step)
-    order = torch.argsort(torch.where(removable, size, torch.inf), descending=True, stable=True)
-    kept = order[:wanted].sort().values
-    row.kept = len(kept)
-    if row.kept == units:
+    step = 1 if chain.is_heads else multiple
+    wanted = max(-(-(chain.units - row.removable) // step) * step, step)
+    order = torch.argsort(torch.where(units.removable, units.size, torch.inf), descending=True, stable=True)
+    row.kept = min(wanted, chain.units)
+    if row.kept == chain.units:
         row.reason = f"stays: kept units are rounded to {step}"
         return row, None
-    gone = torch.ones(units, dtype=torch.bool, device=kept.device).index_fill_(0, kept, False)
-    always = gone.repeat_interleave(chain.width) & constant
-    return row, _Cut(kept, columns[:, always] @ values[always])
+    return row, torch.zeros(chain.units, dtype=torch.bool).index_fill_(0, order[:wanted], True)
 
 
-def _cut(model: nn.Module, chain: Chain, cut: _Cut) -> None:
-    reads: Any = model.get_submodule(chain.consumer)
-    if reads.bias is not None:
-        reads.bias = nn.Parameter(reads.bias + cut.folded, reads.bias.requires_grad)
-    for name, count in zip(chain.producers, chain.sizes, strict=True):
-        _keep(model.get_submodule(name), _expand(cut.kept, count), 0)
-    _keep(reads, _expand(cut.kept, chain.width), 1)
-
-
-def _matrix(layer: Any) -> Tensor:
-    """The weight as `[out, in]`."""
-    return layer.weight.t() if is_hf_conv1d(layer) else layer.weight
-
-
-def _expand(units: Tensor, count: int) -> Tensor:
-    """Indices of the rows or columns of units."""
-    return (units[:, None] * count + torch.arange(count, device=units.device)).flatten()
-
-
-def _keep(layer: Any, index: Tensor, dim: int) -> None:
-    """Keep these rows (dim 0) or columns (dim 1) of a layer."""
-    weight = layer.weight
-    swapped = is_hf_conv1d(layer)
-    if not hasattr(layer, "full_shape"):  # for `decompress`
-        layer.full_shape = tuple(_matrix(layer).shape)
-    kept = weight.index_select(1 - dim if swapped else dim, index)
-    layer.weight = nn.Parameter(kept, weight.requires_grad)
-    if dim == 0 and layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.index_select(0, index), layer.bias.requires_grad)
-    if swapped:
-        layer.nx, layer.nf = layer.weight.shape
-    else:
-        layer.out_features, layer.in_features = layer.weight.shape
+def _cut(model: nn.Module, chain: Chain, kept: Tensor) -> None:
+    for side in chain.readers:
+        reads: Any = model.get_submodule(side.layer)
+        if reads.bias is not None:
+            reads.bias = nn.Parameter(reads.bias + folded(reads, side, ~kept), reads.bias.requires_grad)
+    for side in chain.sides:
+        keep(model.get_submodule(side.layer), kept[side.unit].nonzero().flatten(), side.kind, side.parts)
 
 
 def _shared(model: nn.Module, chain: Chain) -> str | None:
     """Another name under which the model has one of the layers' weights."""
-    own = [*chain.producers, chain.consumer]
-    weights = [id(p) for name in own for p in model.get_submodule(name).parameters(recurse=False)]
+    own = {side.layer for side in chain.sides}
+    layers = [model.get_submodule(name) for name in own]
+    weights = [id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)]
     for name, module in model.named_modules(remove_duplicate=False):
         if name not in own and any(id(p) in weights for p in module.parameters(recurse=False)):
             return name
-    return chain.consumer if len(set(weights)) < len(weights) else None
+    return chain.readers[0].layer if len(set(weights)) < len(weights) else None
 
 
 def _masked(model: nn.Module, chains: list[Chain]) -> dict[str, int]:
-    inside = {name for chain in chains for name in chain.producers if chain.width == 1}
+    """Rows that are zero, of all layers but those whose chain says what became of each."""
+    inside = {side.layer for chain in chains if not chain.is_heads for side in chain.sides if side.kind != "in"}
     found = {}
     for name, module in model.named_modules():
         if op_type(module) is not None and name not in inside:
-            weight = _matrix(module)
-            zero = int((weight.flatten(1) == 0).all(1).sum())
+            zero = int((rows_of(module).flatten(1) == 0).all(1).sum())
             if zero:
                 found[name] = zero
     return found

@@ -26,15 +26,19 @@ class CompactionReport:
 
     Attributes:
         chains: one entry for each chain of the model.
-        masked: layers with rows that stay, as zeros, since what reads them cannot shrink: name -> how many.
+        masked: layers in no chain with rows that stay, as zeros: name -> how many.
+        reasons: what reads those, or why that is not known.
         parameters: before and after.
         verified: whether the outputs were compared; False without an example.
+        note: why chains were found by names, and not by running the model; or an empty string.
     """
 
     chains: list[CompactedChain] = field(default_factory=list)
     masked: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     parameters: tuple[int, int] = (0, 0)
     verified: bool = False
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,8 +50,9 @@ class CompactionReport:
             rows.append((_joined(c.producers), c.consumer, str(c.units), str(c.removable), str(c.kept), c.reason))
         lines = aligned(rows)
         lines += [
-            f"{name}: {count} rows stay, as zeros; what reads them cannot shrink" for name, count in self.masked.items()
+            f"{name}: {count} rows stay, as zeros; {self.reasons.get(name, '')}" for name, count in self.masked.items()
         ]
+        lines += [f"chains were found by names, since {self.note}"] if self.note else []
         before, after = self.parameters
         lines.append(f"{after} of {before} parameters are left; outputs {'equal' if self.verified else 'not compared'}")
         return "\n".join(lines)

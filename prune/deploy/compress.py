@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.chains import find_chains
 from trisparse.prune.deploy.choose_format import Chooser
-from trisparse.prune.deploy.compact import compact
+from trisparse.prune.deploy.compact import compact_found
 from trisparse.prune.deploy.compression_report import CompressionReport
+from trisparse.prune.deploy.find_chains import find_chains, that_can_be_saved
 from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.obstacles import check_numbers, obstacle
 from trisparse.prune.deploy.same_outputs import check_example, difference, outputs_of
 from trisparse.prune.deploy.saved_names import naming_obstacles, transformers_models
+from trisparse.prune.deploy.shrinking import restored
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
@@ -67,9 +68,9 @@ def compress(
     bare = unwrap(model)
     before = _checked_layers(bare)
     report = CompressionReport(prefer, bytes_before=model_bytes(bare))
-    if remove_channels and find_chains(bare):
+    if remove_channels and (found := that_can_be_saved(bare, find_chains(bare, example))).chains:
         try:
-            report.channels = compact(bare, example)
+            report.channels = compact_found(bare, found, example)
         except PruningError as error:
             report.add_note(f"all channels stay: {error}")
     example = getattr(bare, "dummy_inputs", None) if example is None else example
@@ -129,6 +130,8 @@ def decompress(model: nn.Module) -> nn.Module:
     for name, layer in list(bare.named_modules()):
         if isinstance(layer, PACKED) or hasattr(layer, "full_shape"):
             replace_module(bare, name, unpack_layer(layer))
+        elif hasattr(layer, "full_channels"):
+            replace_module(bare, name, restored(layer))
     note_in_config(bare)
     return model
 

@@ -14,6 +14,7 @@ from trisparse.prune.deploy.checkpoint import check_shard_size, transformers_mod
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, spec_of, with_configs
 from trisparse.prune.deploy.replaced_folder import EXPORTED, replaced_folder
+from trisparse.prune.deploy.shrinking import restored
 from trisparse.prune.errors import PruningError
 
 FORMATS = ("dense",)
@@ -78,10 +79,11 @@ def _without_notes(model: nn.Module) -> Iterator[None]:
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     for name, layer in model.named_modules():
-        if spec_of(layer) is None:
+        is_smaller = hasattr(layer, "full_channels")
+        if spec_of(layer) is None and not is_smaller:
             continue
         for key in [key for key in state if key.startswith(f"{name}.")]:
             del state[key]
-        dense = unpack_layer(layer)
+        dense = restored(layer) if is_smaller else unpack_layer(layer)
         state |= {f"{name}.{key}": value for key, value in dense.state_dict().items()}
     return state

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import packed_size
+from trisparse.prune.deploy.shrinking import padded
 from trisparse.prune.pruner.layers import is_hf_conv1d
 from trisparse.sparse_ops import Linear24, LinearBlocks
 from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, SIDES, step_of
@@ -110,22 +111,23 @@ def pack_layer(layer: Any, form: Format) -> nn.Module:
         packed = LinearBlocks.from_linear(linear, form.block, run=form.run)
     packed.is_conv1d = is_hf_conv1d(layer)
     packed.full_shape = getattr(layer, "full_shape", (linear.out_features, linear.in_features))
+    packed.parts = getattr(layer, "parts", (1, 1))
     return packed.train(layer.training)
 
 
 def unpack_layer(layer: Any, full: bool = True) -> nn.Module:
     """The dense layer again, of its own kind and full size: channels that were removed are zeros at the end.
 
-    With `full` false they stay removed, and the layer remembers its full size.
+    At the end of each part, where units come in several: gates and what they open, say, in one projection. With `full`
+    false they stay removed, and the layer remembers its full size.
     """
     linear: Any = layer.to_linear() if isinstance(layer, (Linear24, LinearBlocks)) else as_linear(layer)
-    shape = tuple(linear.weight.shape)
+    shape, parts = tuple(linear.weight.shape), getattr(layer, "parts", (1, 1))
     full_shape = tuple(getattr(layer, "full_shape", shape))
     rows, cols = full_shape if full else shape
-    more = rows - linear.out_features, cols - linear.in_features
-    if any(more) or linear is layer:  # a new one in any case, which is as its model makes it
-        weight = nn.functional.pad(linear.weight.detach(), (0, more[1], 0, more[0]))
-        bias = None if linear.bias is None else nn.functional.pad(linear.bias.detach(), (0, more[0]))
+    if (rows, cols) != shape or linear is layer:  # a new one in any case, which is as its model makes it
+        weight = padded(padded(linear.weight.detach(), 0, rows, parts[0]), 1, cols, parts[1])
+        bias = None if linear.bias is None else padded(linear.bias.detach(), 0, rows, parts[0])
         linear = nn.Linear(cols, rows, bias is not None, "meta", weight.dtype)
         linear.weight = nn.Parameter(weight)
         linear.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -137,5 +139,5 @@ def unpack_layer(layer: Any, full: bool = True) -> nn.Module:
         result.weight = nn.Parameter(linear.weight.detach().t().contiguous())
         result.bias = linear.bias
     if (rows, cols) != full_shape:
-        result.full_shape = full_shape
+        result.full_shape, result.parts = full_shape, parts
     return result.train(layer.training)

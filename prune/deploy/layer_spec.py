@@ -31,6 +31,8 @@ def spec_of(layer: Any) -> Spec | None:
     conv1d = is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)
     shape = shape[::-1] if is_hf_conv1d(layer) else shape
     full = list(getattr(layer, "full_shape", shape))
+    if (parts := list(getattr(layer, "parts", (1, 1)))) != [1, 1]:
+        spec["parts"] = parts
     return {**spec, "shape": shape, "full_shape": full, "bias": layer.bias is not None, "conv1d": conv1d}
 
 
@@ -146,6 +148,7 @@ def empty_packed(spec: Spec, device: torch.device, dtype: torch.dtype) -> nn.Mod
         block, run = tuple(spec["block"]), spec["run"]
         layer = LinearBlocks(cols, rows, spec["bias"], device, dtype, block=block, run=run)
     layer.is_conv1d, layer.full_shape = spec.get("conv1d", False), tuple(spec["full_shape"])
+    layer.parts = tuple(spec.get("parts", (1, 1)))
     return layer
 
 
@@ -159,5 +162,5 @@ def shrunken(layer: Any, spec: Spec) -> nn.Module:
         layer.nx, layer.nf = cols, rows
     else:
         layer = nn.Linear(cols, rows, spec["bias"], "meta", dtype)
-    layer.full_shape = tuple(spec["full_shape"])
+    layer.full_shape, layer.parts = tuple(spec["full_shape"]), tuple(spec.get("parts", (1, 1)))
     return layer

@@ -9,22 +9,25 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.layers import is_hf_conv1d
 from trisparse.sparse_ops.checks import DTYPES
 
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def obstacle(layer: nn.Module) -> str:
-    """Why a linear layer can't be replaced or made smaller, or an empty string."""
+    """Why a layer can't be replaced or made smaller, or an empty string."""
     if reason := interference(layer):
         return reason
     kind = type(layer)
-    if kind is not nn.Linear and not (is_hf_conv1d(layer) and kind.__module__.startswith("transformers.")):
-        return f"it is a {kind.__name__}, not nn.Linear itself"
-    for name in ("weight", "bias"):
+    if kind not in _PLAIN and not (is_hf_conv1d(layer) and kind.__module__.startswith("transformers.")):
+        plain = next((base.__name__ for base in kind.__mro__ if base in _PLAIN), nn.Linear.__name__)
+        return f"it is a {kind.__name__}, not nn.{plain} itself"
+    may_lack = ("weight", "bias") if isinstance(layer, nn.modules.batchnorm._BatchNorm) else ("bias",)
+    for name in ("weight", "bias") if kind is not nn.PReLU else ("weight",):
         parameter = layer._parameters.get(name, layer)  # pruned or parametrized ones are no entry
-        if type(parameter) is not nn.Parameter and not (name == "bias" and parameter is None):
+        if type(parameter) is not nn.Parameter and not (name in may_lack and parameter is None):
             return f"its {name} is no plain parameter"
-    dtype = layer.get_parameter("weight").dtype
-    return "" if dtype in DTYPES else f"its weight is {dtype}"
+    weight = layer._parameters["weight"]
+    return "" if weight is None or weight.dtype in DTYPES else f"its weight is {weight.dtype}"
 
 
 def interference(module: nn.Module) -> str:

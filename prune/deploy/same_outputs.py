@@ -26,17 +26,19 @@ def check_example(example: Any) -> None:
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
-    """All float tensors that the model gives for the example, in evaluation mode; none without an example.
+    """All float tensors that the model gives for the example, in evaluation mode; none without an example."""
+    return [] if example is None else [t for t in _tensors(run(model, example)) if t.is_floating_point()]
+
+
+def run(model: nn.Module, example: Any) -> Any:
+    """What the model gives for the example, in evaluation mode.
 
     Random numbers, which some models draw even then, are the same each time; those of the caller stay as they were.
     """
-    if example is None:
-        return []
     device = next(model.parameters()).device
     moved: Any = _to(example, device)
     with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        result = model(**moved) if isinstance(moved, Mapping) else model(*moved)
-    return [t for t in _tensors(result) if t.is_floating_point()]
+        return model(**moved) if isinstance(moved, Mapping) else model(*moved)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -45,6 +45,8 @@ def _trouble(spec: Any) -> str:
     if not isinstance(kind, str) or kind not in _FIELDS:
         return f"format: want {', '.join(_FIELDS)}, got {kind!r:.60}"
     checks = {"format": lambda _: True, **_COMMON, **_FIELDS[kind]}
+    if "parts" in spec:  # only where units come in several, as gates and what they open do in one projection
+        checks["parts"] = _is_shape
     if spec.keys() != checks.keys():
         return f"want the fields {', '.join(checks)}, got {', '.join(map(str, spec))}"
     for field, check in checks.items():
@@ -52,6 +54,9 @@ def _trouble(spec: Any) -> str:
             return f"{field}: got {spec[field]!r:.60}"
     if any(size > full for size, full in zip(spec["shape"], spec["full_shape"], strict=True)):
         return f"full_shape: want at least the shape {spec['shape']}, got {spec['full_shape']}"
+    for size, full, parts in zip(spec["shape"], spec["full_shape"], spec.get("parts", (1, 1)), strict=True):
+        if parts < 1 or size % parts or full % parts:
+            return f"parts: want divisors of {spec['shape']} and {spec['full_shape']}, got {spec['parts']}"
     if kind == "2:4" and spec["shape"][1] % 4:
         return f"shape: want columns in fours for 2:4, got {spec['shape']}"
     n, run = spec.get("block", (1, 1))[0], spec.get("run", 1)

@@ -69,8 +69,8 @@ class Attachment:
             raise PruningError(
                 f"attach: {type(self._optimizer).__name__} does not hold {listed([layer.name for layer in missing])}; "
                 + (
-                    "all are frozen, as beside adapters: prune them at once by prune_once before, and hold the zeros by "
-                    "pruning_type: pattern_lock"
+                    "all are frozen, as beside adapters: prune them at once by prune_once before, and hold the zeros "
+                    "by pruning_type: pattern_lock"
                     if len(frozen) == len(self._layers)
                     else f"add to excluded_op_names those that are frozen: {frozen}"
                     if frozen

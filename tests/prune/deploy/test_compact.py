@@ -63,8 +63,8 @@ def test_channels_whose_rows_are_zero_go(family):
     before = sum(p.numel() for p in model.parameters())
     report = compact(model)
     torch.testing.assert_close(logits(model), want)
-    shrunk = [c for c in report.chains if "attention" not in c.consumer and "attn" not in c.consumer]
-    assert [(c.units, c.removable, c.kept) for c in shrunk] == [(128, 64, 64)] * 2
+    shrunk = [c for c in report.chains if c.units == 128]
+    assert [(c.removable, c.kept) for c in shrunk] == [(64, 64)] * 2
     assert all(matrix(layer).shape[0] == 64 for layer in layers(model, UP[name]))
     assert report.parameters == (before, sum(p.numel() for p in model.parameters()))
     assert report.verified
@@ -182,7 +182,9 @@ def test_half_a_head_stays_and_is_named():
     report = compact(model)
     assert attention.self.query.weight.shape == (64, 64)
     assert report.masked == {"bert.encoder.layer.0.attention.self.query": 20}
-    assert "bert.encoder.layer.0.attention.self.query: 20 rows stay, as zeros" in str(report)
+    why = "bert.encoder.layer.0.attention.self (BertSelfAttention) splits them into heads"
+    assert f"bert.encoder.layer.0.attention.self.query: 20 rows stay, as zeros; {why}" in str(report)
+    assert report.reasons == {"bert.encoder.layer.0.attention.self.query": why}
     assert report.to_dict()["masked"] == report.masked
 
 

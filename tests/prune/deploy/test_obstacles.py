@@ -113,6 +113,26 @@ def test_channels_and_layers_stay(name, how):
     torch.testing.assert_close(model(X), want)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_channels_stay_where_the_model_is_run(name):
+    change, reason = OBSTACLES[name]
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 8)).eval()
+    with torch.no_grad():
+        model[0].weight[:32] = 0
+    change(model)
+    want, hooks = model(X), [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    report = compact(model, (X,))
+    if name == "parametrized":  # its weight is made anew for each call
+        assert "addmm" not in str(report)
+        assert report.chains == []
+    else:
+        assert report.chains[0].reason == f"stays: {reason}"
+    assert len(model[0].weight) == 64
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    torch.testing.assert_close(model(X), want)
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
