@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,15 +81,22 @@ class CompressionReport:
         return rows
 
     def summary(self) -> str:
-        """How much smaller it all became."""
+        """How much smaller it all became, or why it did not."""
         packed = sum(layer.format != "dense" for layer in self.layers)
         compared = "outputs equal" if self.verified else "outputs not compared, give example=…"
+        is_told = not packed or "outputs not compared" in self.note
         return (
             f"{packed} of {len(self.layers)} linear layers packed, "
             f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
-            + (f"; {compared}" if packed and "outputs not compared" not in self.note else "")
+            + (f"; nothing was packed: {self._why_dense()}" if not packed else "")
+            + ("" if is_told else f"; {compared}")
             + (f"; {self.note}" if self.note else "")
         )
+
+    def _why_dense(self) -> str:
+        """The reasons, those of most layers first."""
+        counts = Counter(layer.reason.removeprefix("dense: ") for layer in self.layers)
+        return ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
 
     def __str__(self) -> str:
         return "\n".join([*aligned(self.table()), self.summary()])

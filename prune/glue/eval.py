@@ -12,25 +12,32 @@ from trisparse.prune.glue.metrics import compute_metrics
 from trisparse.prune.glue.tasks import Task
 
 
-@torch.no_grad()
 def evaluate(
     accelerator: Accelerator, model: nn.Module, task: Task, loaders: dict[str, DataLoader]
 ) -> dict[str, float]:
     """Metrics on the first set; those of a second one have its name behind them."""
     results: dict[str, float] = {}
-    with evaluating(model):
-        for number, (name, loader) in enumerate(loaders.items()):
-            predictions: list[torch.Tensor] = []  # on the device: a look at each batch would wait for it
-            references: list[torch.Tensor] = []
-            for batch in loader:
-                inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
-                with accelerator.autocast():
-                    logits = model(**inputs).logits.float()
-                answers = logits.squeeze(1) if task.is_regression else logits.argmax(1)
-                answers, labels = accelerator.gather_for_metrics((answers, batch["labels"]))
-                predictions.append(answers)
-                references.append(labels)
-            suffix = f"_{name.removeprefix('validation_')}" if number else ""
-            metrics = compute_metrics(task, torch.cat(predictions).tolist(), torch.cat(references).tolist())
-            results |= {k + suffix: v for k, v in metrics.items()}
+    for number, (name, loader) in enumerate(loaders.items()):
+        suffix = f"_{name.removeprefix('validation_')}" if number else ""
+        metrics = compute_metrics(task, *answer(accelerator, model, task, loader))
+        results |= {k + suffix: v for k, v in metrics.items()}
     return results
+
+
+@torch.no_grad()
+def answer(
+    accelerator: Accelerator, model: nn.Module, task: Task, loader: DataLoader
+) -> tuple[list[float], list[float]]:
+    """What the model answers to each example of a set, over all processes, and what is right."""
+    predictions: list[torch.Tensor] = []  # on the device: a look at each batch would wait for it
+    references: list[torch.Tensor] = []
+    with evaluating(model):
+        for batch in loader:
+            inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
+            with accelerator.autocast():
+                logits = model(**inputs).logits.float()
+            answers = logits.squeeze(1) if task.is_regression else logits.argmax(1)
+            answers, labels = accelerator.gather_for_metrics((answers, batch["labels"]))
+            predictions.append(answers)
+            references.append(labels)
+    return torch.cat(predictions).tolist(), torch.cat(references).tolist()

@@ -10,6 +10,7 @@ import accelerate
 import torch
 import transformers
 
+from trisparse.prune.glue.eval import answer
 from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
@@ -18,7 +19,7 @@ from trisparse.prune.pruner.census import count_parameters
 from trisparse.prune.pruner.plots import plot_history
 from trisparse.prune.pruner.report import SparsityReport
 
-_COLLAPSED = 0.02  # this near to always giving the most frequent answer, nothing was learned
+_NEAR = 0.02  # to what always giving the most frequent answer gets
 
 
 def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -> dict[str, Any]:
@@ -81,19 +82,24 @@ def make_results(
 
 
 def _notes(s: Setup, progress: dict[str, Any], metrics: dict[str, float], report: SparsityReport | None) -> list[str]:
-    notes = list(report.notes) if report else []
+    notes = [*s.notes, *(report.notes if report else ())]
     if s.cooldown is not None:
         notes.append(s.cooldown.note())
     if progress["best"] is None:
         notes.append("no evaluation came after the last pruning event, so there is no best model")
     references = [row["labels"] for row in next(iter(s.validation.values())).dataset]  # type: ignore[attr-defined]
     majority, metric = majority_metrics(s.task, references), s.task.best[0]
-    if majority and metrics[metric] <= majority[metric] + _COLLAPSED:
-        notes.append(
-            f"collapsed: {metric} {metrics[metric]:.4f} is within {_COLLAPSED} of always giving the most frequent "
-            f"answer, {majority[metric]:.4f}"
-        )
+    if metrics[metric] <= majority.get(metric, 0.0) + _NEAR:
+        notes.append(_near_majority(s, metric, metrics[metric], majority.get(metric, 0.0)))
     return notes
+
+
+def _near_majority(s: Setup, metric: str, value: float, majority: float) -> str:
+    """Whether a model that is no better than one fixed answer gives one: it is asked once more."""
+    answers, _ = answer(s.accelerator, s.model, s.task, next(iter(s.validation.values())))
+    if len(set(answers)) == 1:
+        return f"collapsed: all {len(answers)} answers are the same; {metric} {value:.4f}"
+    return f"{metric} {value:.4f} is within {_NEAR} of always giving the most frequent answer, {majority:.4f}"
 
 
 def _device(device: torch.device) -> str:

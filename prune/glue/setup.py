@@ -23,6 +23,7 @@ from trisparse.prune.glue.models import check_capacity, load_models
 from trisparse.prune.glue.output import check_output_dir, create_output_dir
 from trisparse.prune.glue.plan import Plan, make_plan
 from trisparse.prune.glue.ranks import shard
+from trisparse.prune.glue.slow_halves import slow_halves
 from trisparse.prune.glue.sparse_cooldown import SparseCooldown
 from trisparse.prune.glue.tasks import Task, find_task
 from trisparse.prune.glue.teacher_cache import TeacherCache
@@ -39,7 +40,7 @@ class Setup:
     """A run, ready to start.
 
     `bare` is the model inside `model`'s wrappers, `pruner` is None for a dense run, `cooldown` without
-    --sparse_cooldown, `data` a digest of the examples.
+    --sparse_cooldown, `data` a digest of the examples, `notes` what the user should know of this machine.
     """
 
     args: GlueArguments
@@ -58,6 +59,7 @@ class Setup:
     validation: dict[str, DataLoader]
     plan: Plan
     data: str
+    notes: list[str]
 
 
 def set_up(args: GlueArguments) -> Setup:
@@ -124,7 +126,7 @@ def set_up(args: GlueArguments) -> Setup:
             fill_cache(teacher, train, tokenizer, args, accelerator, folder)
     return Setup(
         args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, cooldown, train_loader,
-        sampler, validation, plan, digest,
+        sampler, validation, plan, digest, slow_halves(t.mixed_precision, accelerator.device),
     )  # fmt: skip
 
 

@@ -95,6 +95,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     if s.cooldown:
         s.cooldown.names = progress.get("packed_layers")
     accelerator.print(s.plan)
+    for note in s.notes:
+        accelerator.print(f"warning: {note}")
     if unfelt := s.args.unfelt_flags():
         accelerator.print(f"without --do_prune nothing is pruned; no effect: {', '.join(unfelt)}")
     teacher_eval = evaluate(accelerator, teacher.model, s.task, s.validation) if teacher else {}

@@ -35,7 +35,7 @@ class Attachment:
             that group lasso needs, or another Pruner on them.
 
     Attributes:
-        name: class of the optimizer, for messages.
+        name: class of the optimizer, in brackets that of what it wraps, for messages.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Attachment:
                 f"attach: {type(chain[-1]).__name__} is no torch.optim.Optimizer and has no step hooks; {_BY_HAND}"
             )
         self._optimizer = chain[-1]  # wrappers such as accelerate's have no hooks that fire
-        self.name = type(chain[0] if isinstance(chain[0], torch.optim.Optimizer) else chain[-1]).__name__
+        self.name = "(".join(type(level).__name__ for level in chain) + ")" * (len(chain) - 1)
         self._steps_seen = 0
         self._skips = False
         held = self._learning_rates()

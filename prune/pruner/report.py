@@ -166,15 +166,28 @@ def _notes(groups: Sequence[PrunedGroup], rows: list[LayerRow], step: int, compl
     notes = []
     if not complete:
         ends = ", ".join(str(g.config.window[1]) for g in groups if not g.config.is_lock)
-        notes.append(f"stopped at step {step}, before end_step {ends}")
+        zeros = sum(row.zeros for row in rows) / sum(row.weights for row in rows)
+        targets = ", ".join(f"{g.config.target_sparsity:g}" for g in groups if not g.config.is_lock)
+        notes.append(f"stopped at step {step}, before end_step {ends}: {zeros:.4f} are zero, the target is {targets}")
     for index, group in enumerate(groups):
         dense, units = group.exchange.sum(
             [sum(int(mask.sum()) for mask in group.units), sum(mask.numel() for mask in group.units)]
         )
         if group.is_nm and dense:
             notes.append(f"group {index}: {dense / units:.2%} of the {group.config.pattern} groups are still dense")
+        if not group.config.is_lock and (note := _one_event(*group.config.window)):
+            notes.append(f"group {index}: {note}")
         if group.left_out:
             notes.append(f"left out, since no gradient reached them: {', '.join(group.left_out)}")
     if extra := sum(row.extra_zeros for row in rows):
         notes.append(f"{extra} weights are zero though no mask prunes them")
     return notes
+
+
+def _one_event(start: int, end: int, frequency: int) -> str | None:
+    if start < end < start + frequency:
+        return (
+            f"pruning_frequency {frequency} is longer than the {end - start} steps from start_step to end_step, so one "
+            f"event, at step {start}, went straight to the target"
+        )
+    return None

@@ -66,6 +66,18 @@ def test_speed_on_a_cpu_removes_channels_and_leaves_the_rest_dense():
     assert model[0].weight.shape == (48, 64)
 
 
+def test_the_summary_says_why_nothing_was_packed():
+    _, report = compress(mixed())
+    assert report.summary().startswith("0 of 5 linear layers packed, ")
+    why = " after; nothing was packed: no format is smaller (3), a CPU unpacks what is packed (2)"
+    assert report.summary().endswith(why)
+    assert str(report).splitlines()[-1] == report.summary()
+    _, report = compress(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), prefer="memory")
+    assert report.summary().endswith("; nothing was packed: no format is smaller (2)")
+    _, report = compress(mixed(), prefer="memory")
+    assert "nothing was packed" not in report.summary()
+
+
 def test_decompress_gives_back_the_full_sizes():
     model = mixed()
     want = model(X)

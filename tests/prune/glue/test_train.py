@@ -3,11 +3,16 @@
 import functools
 import json
 import math
+import os
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from trisparse import PruningError
 from trisparse.prune.glue.args import parse_arguments
 from trisparse.prune.glue.tasks import TASKS
 from trisparse.prune.glue.train import main, run
@@ -247,12 +252,75 @@ def test_the_best_model_is_chosen_after_the_last_event_only(world, monkeypatch, 
     assert ((best.view(-1, 4) != 0).sum(1) == 2).all()
 
 
-@pytest.mark.parametrize(("above", "collapsed"), [(0.0, True), (0.019, True), (0.03, False)])
-def test_a_collapsed_model_is_called_so(world, monkeypatch, above, collapsed, glue):
+def test_weights_that_came_back_are_not_saved(world, monkeypatch, glue):
+    """As from an average that is put in place for an evaluation, and left there."""
     from trisparse.prune.glue import eval as glue_eval
+
+    def evaluate(accelerator, model, *rest):
+        with torch.no_grad():
+            model.bert.encoder.layer[0].output.dense.weight.add_(0.1)
+        return {"accuracy": 0.5, "f1": 0.5}
+
+    monkeypatch.setattr(glue_eval, "evaluate", evaluate)
+    said = r"^bert.encoder.layer.0.output.dense.weight: \d+ weights are not zero where the mask prunes.*where AcceleratedOptimizer\(AdamW\) keeps"
+    with pytest.raises(PruningError, match=said):
+        glue(world, "dense", "back", "--do_prune", "--num_train_epochs", "1")
+    assert not any((world / "back").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("above", "constant", "said"),
+    [
+        (0.0, True, "collapsed: all 40 answers are the same; accuracy 0."),
+        (0.019, False, "accuracy 0."),
+        (0.0, False, "accuracy 0."),
+        (0.03, True, None),  # which no fixed answer gets
+    ],
+)
+def test_a_collapsed_model_is_called_so_by_its_answers(world, monkeypatch, above, constant, said, glue):
+    from trisparse.prune.glue import eval as glue_eval
+    from trisparse.prune.glue import finish
 
     labels = [json.loads(line)["label"] for line in (world / "data" / "validation.jsonl").read_text().splitlines()]
     majority = max(labels.count(0), labels.count(1)) / len(labels)
     monkeypatch.setattr(glue_eval, "evaluate", lambda *args: {"accuracy": majority + above, "f1": 0.5})
-    results = glue(world, "init", "collapsed", "--max_train_steps", "1", "--overwrite_output_dir")
-    assert any(note.startswith("collapsed: accuracy") for note in results["notes"]) == collapsed
+    asked = finish.answer
+
+    def answer(accelerator, model, *rest):
+        with torch.no_grad():
+            model.classifier.bias.copy_(torch.tensor([0.0, 100.0]))
+        answers, right = asked(accelerator, model, *rest)
+        return answers if constant else [0, *answers[1:]], right
+
+    monkeypatch.setattr(finish, "answer", answer)
+    results = glue(world, "dense", "collapsed", "--max_train_steps", "1", "--overwrite_output_dir")
+    found = [note for note in results["notes"] if note.startswith(("collapsed", "accuracy"))]
+    assert [note.startswith(said) for note in found] == [True] if said else not found
+
+
+def test_bf16_that_this_cpu_only_emulates_is_said_with_its_factor(world, monkeypatch, glue, capsys):
+    from trisparse.prune.glue import slow_halves
+
+    monkeypatch.setattr(slow_halves, "bf16_factor", lambda: 12.94)
+    said = (
+        "--mixed_precision bf16: a linear layer takes 12.9 times as long in bf16 as in fp32 on this CPU, measured at the "
+        "start; leave the flag out"
+    )
+    results = glue(world, "dense", "slow", "--max_train_steps", "1", "--mixed_precision", "bf16")
+    assert said in results["notes"]
+    shown = capsys.readouterr().out
+    assert shown.index(f"warning: {said}") < shown.index("eval: ") < shown.rindex(said)
+    monkeypatch.setattr(slow_halves, "bf16_factor", lambda: 1.2)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert slow_halves.slow_halves("bf16", cpu) == []
+    monkeypatch.setattr(slow_halves, "bf16_factor", lambda: pytest.fail("nothing to measure"))
+    assert slow_halves.slow_halves("no", cpu) == slow_halves.slow_halves("bf16", gpu) == []
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's switch is one of x86")
+def test_the_factor_is_measured():
+    """In a process that may not use a CPU's bf16 instructions."""
+    code = "from trisparse.prune.glue.slow_halves import bf16_factor; print(bf16_factor())"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    slow = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(slow.stdout) > 2

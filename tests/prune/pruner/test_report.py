@@ -55,7 +55,23 @@ def test_a_run_that_stopped_early_says_so(make_mlp, sgd, train):
         train(model, optimizer, 10)
     report = pruner.report()
     assert not report.complete
-    assert "stopped at step 10, before end_step 50" in str(report)
+    note = f"stopped at step 10, before end_step 50: {report.pruned_layers:.4f} are zero, the target is 0.9"
+    assert str(report).splitlines()[-1] == note
+
+
+@pytest.mark.parametrize(("frequency", "is_said"), [(20, True), (10, True), (9, False)])
+def test_a_window_with_one_event_is_said(make_mlp, sgd, train, frequency, is_said):
+    model = make_mlp()
+    config = PruningConfig(start_step=1, end_step=10, pruning_frequency=frequency, target_sparsity=0.5)
+    pruner, optimizer = Pruner(model, config), sgd(model)
+    with pruner.attach(optimizer):
+        train(model, optimizer, 10)
+    note = (
+        f"group 0: pruning_frequency {frequency} is longer than the 9 steps from start_step to end_step, so one event, "
+        "at step 1, went straight to the target"
+    )
+    assert pruner.report().notes == ((note,) if is_said else ())
+    assert prune_once(make_mlp(), pattern="2:4").notes == (), "which asks for one event"
 
 
 def test_save_writes_json_and_picture(make_mlp, tmp_path):
