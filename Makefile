@@ -10,7 +10,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[glue,plot,tensorboard,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[glue,plot,tensorboard,onnx,dev]'
 	touch $@
 
 demo: setup

@@ -19,6 +19,7 @@ from trisparse.prune.deploy.compress import compress
 from trisparse.prune.deploy.export import FORMATS, check_format, write_export
 from trisparse.prune.deploy.inspection import dense_rows, packed_rows
 from trisparse.prune.deploy.layer_spec import is_ours
+from trisparse.prune.deploy.onnx_export import ONNX
 from trisparse.prune.deploy.replaced_folder import (
     EXPORTED,
     RECORD,
@@ -91,15 +92,16 @@ def _export(args: argparse.Namespace) -> None:
     _check_folders(args, EXPORTED)
     model = from_pretrained(args.input)
     with replaced_folder(args.output, EXPORTED, args.overwrite) as half:
-        write_export(model, half)
+        write_export(model, half, format=args.format)
         _copy_small_files(args.input, half)
     print(f"wrote {args.output} as {args.format}, {_bytes_of_files(args.output) / 2**20:.1f} MiB")  # noqa: T201
 
 
 def _bytes_of_files(folder: Path) -> int:
-    """Of the weights; older checkpoints have them in files of their own kind, which transformers loads too."""
-    older = [] if list(folder.glob("*.safetensors")) else list(folder.glob("pytorch_model*.bin"))
-    return sum(path.stat().st_size for path in older or weight_files(folder))
+    """Of the weights; ONNX and older checkpoints have them in files of their own kind."""
+    others = [*folder.glob("pytorch_model*.bin"), *folder.glob(f"{ONNX}*")]
+    found = weight_files(folder) if list(folder.glob("*.safetensors")) or not others else others
+    return sum(path.stat().st_size for path in found)
 
 
 def _check_folders(args: argparse.Namespace, by: str) -> None:

@@ -42,7 +42,9 @@ def compress_like(model: nn.Module, description: Spec) -> nn.Module:
         if trouble := misfit(spec, layer):
             raise PruningError(f"description: layers: {name}: {trouble}")
     for name, spec in layers.items():
-        replace_module(bare, name, _empty(modules[name], spec).train(modules[name].training))
+        empty = _empty(modules[name], spec)
+        empty.training = modules[name].training
+        replace_module(bare, name, empty)
     return model
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from trisparse.prune.deploy.checkpoint import check_shard_size, transformers_model
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, spec_of, with_configs
+from trisparse.prune.deploy.onnx_export import check_packages, write_onnx
 from trisparse.prune.deploy.replaced_folder import EXPORTED, replaced_folder
 from trisparse.prune.deploy.shrinking import restored
 from trisparse.prune.errors import PruningError
 
-FORMATS = ("dense",)
+FORMATS = ("dense", "onnx")
 _GONE = {
     "sparse-bitmask": "compressed-tensors reads it up to 0.14 only, and transformers 5 wants 0.15, which fills layers "
     "with random numbers",
@@ -26,30 +27,38 @@ _GONE = {
 
 @torch.no_grad()
 def export(
-    model: nn.Module, folder: str | Path, format: str, max_shard_size: int | str = "5GB", overwrite: bool = False
-) -> None:
+    model: nn.Module, folder: str | Path, format: str, max_shard_size: int | str = "5GB", overwrite: bool = False,
+    example: Any = None,
+) -> None:  # fmt: skip
     """Save a transformers model so that programs without trisparse can load it; the model stays as it is.
 
-    `dense` is a plain checkpoint, removed channels back as zeros. What this function wrote to the folder before goes;
-    `overwrite` replaces any other checkpoint; other files stay.
+    `dense` is a plain checkpoint, removed channels back as zeros. `onnx` is `model.onnx` with `config.json`: packed
+    layers dense with their zeros, removed channels gone; `example` are its inputs, a model of text has its own. What
+    this function wrote to the folder before goes; `overwrite` replaces any other checkpoint; other files stay.
 
     Raises:
-        PruningError: another format, no transformers model, one that another method quantized, or a folder with files
-            of something else; then nothing is written.
+        PruningError: another format, no transformers model, one that another method quantized or that torch can't
+            export, or a folder with files of something else; then nothing is written.
     """
     check_format(format)
     check_shard_size(max_shard_size)
     check_config(transformers_model(model))
     with replaced_folder(Path(folder), EXPORTED, overwrite) as half:
-        write_export(model, half, max_shard_size)
+        write_export(model, half, max_shard_size, format, example)
 
 
 @torch.no_grad()
-def write_export(model: nn.Module, half: Path, max_shard_size: int | str = "5GB") -> None:
-    """The files of `export` in the format `dense`, into an empty folder."""
+def write_export(
+    model: nn.Module, half: Path, max_shard_size: int | str = "5GB", format: str = "dense", example: Any = None
+) -> None:
+    """The files of `export`, into an empty folder."""
     bare: Any = transformers_model(model)
     check_config(bare)
     with _without_notes(bare):
+        if format == "onnx":
+            write_onnx(bare, half, example)
+            bare.config.save_pretrained(half)
+            return
         bare.save_pretrained(half, state_dict=_dense_state(bare), max_shard_size=max_shard_size)
 
 
@@ -58,6 +67,8 @@ def check_format(format: str) -> None:
     if format not in FORMATS:
         reason = f"; {_GONE[format]}" if format in _GONE else ""
         raise PruningError(f"format: want {' or '.join(FORMATS)}, got {format!r}{reason}")
+    if format == "onnx":
+        check_packages()
 
 
 @contextlib.contextmanager

@@ -112,7 +112,8 @@ def pack_layer(layer: Any, form: Format) -> nn.Module:
     packed.is_conv1d = is_hf_conv1d(layer)
     packed.full_shape = getattr(layer, "full_shape", (linear.out_features, linear.in_features))
     packed.parts = getattr(layer, "parts", (1, 1))
-    return packed.train(layer.training)
+    packed.training = layer.training
+    return packed
 
 
 def unpack_layer(layer: Any, full: bool = True) -> nn.Module:

@@ -135,7 +135,8 @@ class PackedTensors(nn.Module):
         first: Any = next(iter(self.parameters()))
         layer = empty_packed(self.spec, first.device, first.dtype)
         layer.load_state_dict(self.state_dict())
-        return layer.train(self.training)
+        layer.training = self.training
+        return layer
 
 
 def empty_packed(spec: Spec, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.foreign import PACKED, foreign_weight
 from trisparse.prune.pruner.layers import is_hf_conv1d
 from trisparse.sparse_ops.checks import DTYPES
 
@@ -38,7 +39,10 @@ def interference(module: nn.Module) -> str:
 
 
 def check_numbers(model: nn.Module, prefix: str = "") -> None:
-    """PruningError for weights that are not in memory, or not as plain dense tensors."""
+    """PruningError for weights that are not in memory, not as plain dense tensors, or quantized by another library."""
+    for name, module in model.named_modules():
+        if not isinstance(module, PACKED) and (reason := foreign_weight(module)):
+            raise PruningError(f"{prefix}{name or 'model'}: {reason}")
     for name, parameter in model.named_parameters():
         if parameter.layout != torch.strided:
             raise PruningError(f"{prefix}{name}: is {parameter.layout}; want a dense tensor, call to_dense() on it")

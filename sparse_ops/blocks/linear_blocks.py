@@ -18,7 +18,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import (
 )
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
 from trisparse.sparse_ops.lazy_weight import guarded, lazy_weight
-from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
+from trisparse.sparse_ops.packed_modules import autocast_dtype, check_exporter, sparing_integers, warn_of_training
 
 _STORED = ("columns", "pointers", "order")
 
@@ -75,7 +75,8 @@ class LinearBlocks(nn.Module):
         layer._keep(matrix)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-        return layer.train(linear.training)
+        layer.training = linear.training  # without a word of it, as `train` would have
+        return layer
 
     def to_linear(self) -> nn.Linear:
         """The same layer, dense."""
@@ -104,8 +105,15 @@ class LinearBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        check_exporter("LinearBlocks")
         product = vector_spmm if self.block[1] == 1 else block_spmm
         return product(x if autocast_dtype(x) is None else x.to(self.values.dtype), self.matrix, self.bias)
+
+    def train(self, mode: bool = True) -> LinearBlocks:
+        """Packed weights do not train, and a warning says so."""
+        if mode and not self.values.requires_grad:
+            warn_of_training("LinearBlocks")
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         n, m = self.block

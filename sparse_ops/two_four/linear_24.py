@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import padded
 from trisparse.sparse_ops.lazy_weight import lazy_weight
-from trisparse.sparse_ops.packed_modules import autocast_dtype, sparing_integers
+from trisparse.sparse_ops.packed_modules import autocast_dtype, check_exporter, sparing_integers, warn_of_training
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 from trisparse.sparse_ops.two_four.mm_24 import mm_24
 from trisparse.sparse_ops.two_four.pack_24 import check_half, check_mask, pack_24
@@ -103,7 +103,14 @@ class Linear24(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        check_exporter("Linear24")
         return mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)
+
+    def train(self, mode: bool = True) -> Linear24:
+        """Packed weights do not train, and a warning says so."""
+        if mode:
+            warn_of_training("Linear24")
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return (

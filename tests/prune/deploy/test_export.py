@@ -54,7 +54,7 @@ def test_parts_with_a_config_of_their_own_say_nothing_either(tmp_path):
 
 
 def test_misuse(model, tmp_path):
-    with pytest.raises(PruningError, match="^format: want dense, got 'gguf'$"):
+    with pytest.raises(PruningError, match="^format: want dense or onnx, got 'gguf'$"):
         export(model, tmp_path, "gguf")
     with pytest.raises(PruningError, match="got 'sparse-bitmask'; compressed-tensors reads it up to 0.14 only, and"):
         export(model, tmp_path, "sparse-bitmask")
