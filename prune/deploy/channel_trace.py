@@ -54,8 +54,6 @@ class ChannelTrace(TorchDispatchMode):
         """The model's forwards are followed inside."""
         hooks: list[Any] = []
         modules = [(m, name, interference(m)) for name, m in self.model.named_modules() if not _is_script(m)]
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # it would read weights past their layers
         try:
             for module, name, why in modules:
                 enter, leave = (functools.partial(call, name, why) for call in (self._enter, self._leave))
@@ -64,7 +62,6 @@ class ChannelTrace(TorchDispatchMode):
             with self:
                 yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
 
@@ -184,9 +181,9 @@ class ChannelTrace(TorchDispatchMode):
             if not isinstance(out, Tensor) or source is None:
                 raise Stays(f"{name} ({type(layer).__name__}) is called with more than a tensor, and reads them")
             read, made = through(layer, source, channels, ids)
-        except Stays as stays:
+        except Exception as error:  # also what a layer raises that has no plain weight
             where = f"{name} ({type(layer).__name__})"
-            self._stick(tensors, str(stays).format(where=where))
+            self._stick(tensors, (str(error) if isinstance(error, Stays) else "{where} reads them").format(where=where))
             self.stuck += [(some, f"{where} can't do without any of its own") for some in ids.values()]
             return
         for side in ids.keys() - {"out"}:

@@ -107,15 +107,19 @@ def test_feed_forward_channels_of_an_architecture_go(name):
     torch.testing.assert_close(outputs(model, example), want)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["albert", "bart", "gpt2", "modernbert", "phi3", "t5 gated"])
-def test_what_became_smaller_is_saved_and_comes_back(name, tmp_path):
+def test_what_became_smaller_is_saved_and_comes_back(name, packed, tmp_path):
     """Of two halves of one projection each has its zeros at its own end."""
     pytest.importorskip("transformers")
     example, up = FAMILIES[name][2:4]
     model = make(name)
     zero_rows(model, up)
+    for layer in [layer for key, layer in model.named_modules() if packed and key.endswith(up) and hasattr(layer, "bias")]:
+        (layer.weight.data.t() if is_hf_conv1d(layer) else layer.weight.data)[:, 8:] = 0
     want, before = outputs(model, example), count(model)
-    compress(model, "memory", measure=False, example=example)
+    _, report = compress(model, "memory", measure=False, example=example)
+    assert {row.format != "dense" for row in report.layers if row.name.endswith(up)} == {packed}
     save_pretrained(model, tmp_path / "ours")
     model.save_pretrained(tmp_path / "theirs")
     export(model, tmp_path / "dense", "dense")
@@ -171,6 +175,12 @@ def written(self, x):
     return self.b(hidden) + hidden.new_zeros(3, 20)[:, :16].copy_(hidden).std()
 
 
+def through_a_view(self, x):
+    hidden = self.a(x)
+    hidden.view(3, 4, 4).relu_()
+    return self.b(hidden)
+
+
 VECTORS, PICTURES = torch.randn(3, 8), torch.randn(2, 3, 8, 8)
 # what a network does with what `a` makes, half of whose rows are zero; units, how many go, and why others stay
 NETWORKS = {
@@ -215,6 +225,8 @@ READERS = {
     "output": (lambda m, x: m.a(x), None, "the model gives them out"),
     "memory": (remembered, None, "the model gives them out"),
     "another tensor": (written, None, "a copy into another tensor in the model (Network) reads them"),
+    "written to under another shape": (through_a_view, None, "the model (Network) splits them"),
+    "written to under another name": (lambda m, x: (h := m.a(x), h.view(1, 3, 16).relu_(), m.b(h))[2], None, "relu in the model (Network) reads them"),
     "weight alone": (lambda m, x: m.b(m.a(x)) + F.linear(x, m.a.weight.data).std(), None, "its weight is read outside of its own forward, in the model (Network)"),
     "one of them": (lambda m, x: m.b(m.a(x)) * m.a(x)[:, :1], None, "the model (Network) takes single ones of them"),
     "heads": (lambda m, x: m.b(m.a(x).view(3, 2, 8).flatten(1)), None, "the model (Network) splits them"),
@@ -258,4 +270,14 @@ def test_a_layer_of_torch_whose_fast_path_reads_weights():
         "its weight is read outside of its own forward, in layers.0.self_attn (MultiheadAttention)"
     )
     torch.testing.assert_close(outputs(model, (x,)), want)
-    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_rows_that_read_constants_alone_are_constant_too():
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 8)).eval()
+    zero_rows(model, ["0"])
+    model[2].weight.data[:8, 1::2] = 0
+    want = outputs(model, (VECTORS,))
+    report = compact(model, (VECTORS,), multiple=1)
+    assert [c.kept for c in report.chains] == [8, 8]
+    torch.testing.assert_close(outputs(model, (VECTORS,)), want)
+

@@ -47,6 +47,7 @@ CONV, BN = nn.Conv2d, nn.BatchNorm2d
 # layers, whose filters are zero, what is read of those; units, how many go, why others stay
 NETWORKS = {
     "batch norm": ((CONV(3, 16, 3), BN(16), nn.ReLU(), CONV(16, 8, 3)), (0,), 0.5, 8, ""),
+    "scales": ((CONV(3, 16, 3), BN(16), nn.ReLU(), CONV(16, 8, 3)), (1,), 0.5, 8, ""),
     "padded zeros": ((CONV(3, 16, 3), BN(16), nn.ReLU(), CONV(16, 8, 3, padding=1)), (0,), -2.0, 8, ""),
     "padded constants": ((CONV(3, 16, 3), BN(16), nn.ReLU(), CONV(16, 8, 3, padding=1)), (0,), 2.0, 0, "8 with zero rows stay: what 3 reads of them is not always the same"),
     "padded by itself": ((CONV(3, 16, 3), BN(16), nn.ReLU(), CONV(16, 8, 3, padding=1, padding_mode="reflect")), (0,), 0.5, 8, ""),

@@ -22,7 +22,7 @@ def entry(spec, **more):
 
 
 def test_what_is_written_is_accepted():
-    for spec in (VECTORS, BLOCKS, DENSE, DENSE | {"format": "2:4"}):
+    for spec in (VECTORS, BLOCKS, DENSE, DENSE | {"format": "2:4"}, DENSE | {"parts": [2, 1]}, VECTORS | {"parts": [4, 16]}):
         assert check_entry(entry(spec), "x") == {"a.b": spec}
         assert check_entry(entry(spec, files={"f": "0" * 64}), "x") == {"a.b": spec}
 
@@ -56,6 +56,10 @@ def test_what_is_written_is_accepted():
         (BLOCKS | {"run": 4}, "run: want a divisor of 16, for blocks 16 itself, got 4"),
         (VECTORS | {"slots": -1}, "slots: got -1"),
         (VECTORS | {"slots": 2**31}, "slots: got 2147483648"),
+        (DENSE | {"parts": [3, 1]}, "parts: want divisors of [8, 16] and [12, 16], got [3, 1]"),
+        (DENSE | {"parts": [8, 1]}, "parts: want divisors of [8, 16] and [12, 16], got [8, 1]"),
+        (DENSE | {"parts": [0, 1]}, "parts: want divisors of [8, 16] and [12, 16], got [0, 1]"),
+        (DENSE | {"parts": 2}, "parts: got 2"),
         (DENSE | {"format": "2:4", "shape": [8, 14]}, "shape: want columns in fours for 2:4, got [8, 14]"),
     ],
 )
