@@ -192,6 +192,7 @@ NETWORKS = {
     "tanh by hand": (lambda m, x: m.b(0.5 * m.a(x) * (1 + torch.tanh(m.a(x) + 0.04 * m.a(x).pow(3)))), linears(), VECTORS, 16, 8, ""),
     "halves that cross": (gated(lambda h: (h[..., :16], h[..., 16:].flip(-1))), linears(32), VECTORS, 16, 0, "stays: a has them in another order, or not all"),
     "mask": (lambda m, x: m.b(F.gelu(m.a(x)) * (x[:, :1] > 0)), linears(), VECTORS, 16, 0, "8 with zero rows stay: what b reads of them is not always the same"),
+    "sum with one that varies": (lambda m, x: m.b(F.relu(m.a(x) + x[:, :1])), linears(), VECTORS, 16, 0, "8 with zero rows stay: what b reads of them is not always the same"),
     "two inputs of one": (lambda m, x: m.b(F.gelu(m.a(x))) + m.b(F.gelu(m.c(x))), (*linears(), nn.Linear(8, 16)), VECTORS, 16, 0, "8 with zero rows stay: what b reads of them is not always the same"),
     "conv": (lambda m, x: m.b(F.relu(m.a(x))), (nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)), PICTURES, 16, 8, ""),
     "flat": (lambda m, x: m.b(F.max_pool2d(m.a(x).relu(), 2).flatten(1)), (nn.Conv2d(3, 16, 3), nn.Linear(144, 8)), PICTURES, 16, 8, ""),

@@ -85,6 +85,7 @@ def test_filters_go_with_all_that_is_between(name):
     }
     torch.testing.assert_close(model(other), full(other))
     assert str(model) == str(full)  # its sizes are what they say
+    assert all((value > 0).all() for key, value in model.state_dict().items() if key.endswith("running_var"))
     compact(model, (PICTURES,), multiple=1)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == small
 
