@@ -233,10 +233,10 @@ class PrunedGroup:
         for choice, keep, was, now in zip(self.choices, best, before, self.units, strict=True):
             choice &= keep | ~expand_units(was & ~now, (1, m))  # made once, when the group is pruned
 
-    def check_scored(self, step: int, replicas: Exchange) -> None:
+    def check_scored(self, step: int) -> None:
         """Before an event at this step, leave out layers that nobody named and no gradient has ever reached.
 
-        All processes make this call, and decide alike.
+        Processes that hold parts of the layers decide together; copies get the same gradients, and compare masks later.
 
         Raises:
             PruningError: the event would prune other layers that have no score.
@@ -244,7 +244,7 @@ class PrunedGroup:
         if not self.config.needs_gradient or self._is_all_seen or self.sparsity(step) is None:
             return
         reached = torch.tensor(self._is_reached, device=self.seen.device) | self.seen
-        seen, reached = replicas.any(self.exchange.any(torch.stack([self.seen, reached])))
+        seen, reached = self.exchange.any(torch.stack([self.seen, reached]))
         if self.config.names_all and bool(reached.any()):
             self._leave_out(reached.tolist())
             seen = seen[reached]

@@ -132,7 +132,7 @@ class Pruner:
     def _prune(self) -> None:
         self._check_weights()
         for group in self.groups:
-            group.check_scored(self.step_count, self._replicas)
+            group.check_scored(self.step_count)
         for group in self.groups:
             group.fire(self.step_count)
         if any(group.sparsity(self.step_count) is not None for group in self.groups):

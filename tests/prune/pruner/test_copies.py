@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError
+from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, prune_once
 
 KEYS = {"pattern": "4x1", "target_sparsity": 0.75, "start_step": 1, "end_step": 16, "pruning_frequency": 5}
 
@@ -142,6 +142,33 @@ def test_sharpness_aware_steps(make_mlp, train, pruned):
             assert pruned(pruner, model) == 0
     assert pruner.step_count == 20
     assert pruner.report().pruned_layers == 0.75
+
+
+def test_copies_that_were_not_masked_before_are_found_at_the_start(make_mlp, train, pruned):
+    """Locked zeros come from elsewhere, so the masters in a state that was loaded are dense."""
+    model = make_mlp()
+    optimizer = Masters(model.parameters())
+    for p in model.parameters():
+        optimizer.state[p]["master"] = p.detach().double()
+    prune_once(model, pattern="4x1", target_sparsity=0.9)
+    pruner = Pruner(model, PruningConfig(pattern="4x1", pruning_type="pattern_lock"))
+    with pruner.attach(optimizer):
+        assert (optimizer.state[model[0].weight]["master"][~pruner.masks()["0"]] == 0).all()
+        train(model, optimizer, 3)
+    assert pruned(pruner, model) == 0
+
+
+def test_an_old_z_is_far_from_its_weight_and_masked_still(make_mlp, train):
+    schedulefree = pytest.importorskip("schedulefree")
+    model = make_mlp()
+    optimizer = schedulefree.SGDScheduleFree(model.parameters(), lr=0.05)
+    optimizer.train()
+    train(model, optimizer, 1)
+    for state in optimizer.state.values():
+        state["z"].normal_()
+    pruner = Pruner(model, PruningConfig(**KEYS))
+    pruner.attach(optimizer)
+    assert len(pruner.groups[0].copies) == 2
 
 
 FREE = ["AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"]
