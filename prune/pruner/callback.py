@@ -39,7 +39,7 @@ class PruningCallback(TrainerCallback):
     Attributes:
         pruner: made when training begins.
         report: zeros per layer, counted when training has ended; it says whether the schedule was complete.
-        history: optimizer step and sparsity of the masks, one pair for each entry that training made in the log.
+        history: optimizer step and sparsity of the masks, a pair for each entry of the log while it trains.
 
     Example:
         >>> def config(params):

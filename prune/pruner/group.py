@@ -290,7 +290,8 @@ class PrunedGroup:
             masks, blocks = self.masks(step)
             own = [(self.layers[i], tensor) for i, tensor in self.copies]
             copies = [layer.unit_view(layer.own(local(tensor.detach()))) for layer, tensor in own]
-            apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies])
+            plan = self._plans[f"{len(copies)} copies, {'units' if masks is self.units else 'weights'}"]
+            apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies], plan)
         self._is_masked = False
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
