@@ -99,7 +99,9 @@ def test_a_compressed_checkpoint_is_not_compressed_again(folder, tmp_path, capsy
     assert main(["export", str(tmp_path / "small"), str(tmp_path / "dense"), "--format", "dense"]) == 0
     assert not (tmp_path / "dense" / "compression_report.json").exists()
     assert main(["export", str(tmp_path / "small"), str(tmp_path / "bits"), "--format", "sparse-bitmask"]) == 2
-    assert "format: want dense or onnx, got 'sparse-bitmask'; compressed-tensors reads it up to" in capsys.readouterr().err
+    assert (
+        "format: want dense or onnx, got 'sparse-bitmask'; compressed-tensors reads it up to" in capsys.readouterr().err
+    )
     assert not (tmp_path / "bits").exists()
 
 

@@ -115,7 +115,9 @@ def test_what_became_smaller_is_saved_and_comes_back(name, packed, tmp_path):
     example, up = FAMILIES[name][2:4]
     model = make(name)
     zero_rows(model, up)
-    for layer in [layer for key, layer in model.named_modules() if packed and key.endswith(up) and hasattr(layer, "bias")]:
+    for layer in [
+        layer for key, layer in model.named_modules() if packed and key.endswith(up) and hasattr(layer, "bias")
+    ]:
         (layer.weight.data.t() if is_hf_conv1d(layer) else layer.weight.data)[:, 8:] = 0
     want, before = outputs(model, example), count(model)
     _, report = compress(model, "memory", measure=False, example=example)
@@ -281,4 +283,3 @@ def test_rows_that_read_constants_alone_are_constant_too():
     report = compact(model, (VECTORS,), multiple=1)
     assert [c.kept for c in report.chains] == [8, 8]
     torch.testing.assert_close(outputs(model, (VECTORS,)), want)
-

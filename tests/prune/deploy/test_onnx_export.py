@@ -58,7 +58,7 @@ def test_other_exporters_point_there():
     layer = LinearBlocks.from_linear(nn.Linear(16, 8), (4, 1))
     message = "ONNX and TorchScript have no operator for packed weights; use trisparse export IN OUT --format onnx"
     with pytest.raises(RuntimeError, match=message):
-        torch.jit.trace(layer.forward, torch.randn(2, layer.in_features))
+        torch.jit.trace(layer, torch.randn(2, layer.in_features))
     with pytest.raises(Exception, match="Failed to export|ONNX") as error:
         torch.onnx.export(layer, (torch.randn(2, layer.in_features),), dynamo=True, verbose=False)
     chain = [error.value]

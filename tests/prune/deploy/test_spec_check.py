@@ -22,7 +22,14 @@ def entry(spec, **more):
 
 
 def test_what_is_written_is_accepted():
-    for spec in (VECTORS, BLOCKS, DENSE, DENSE | {"format": "2:4"}, DENSE | {"parts": [2, 1]}, VECTORS | {"parts": [4, 16]}):
+    for spec in (
+        VECTORS,
+        BLOCKS,
+        DENSE,
+        DENSE | {"format": "2:4"},
+        DENSE | {"parts": [2, 1]},
+        VECTORS | {"parts": [4, 16]},
+    ):
         assert check_entry(entry(spec), "x") == {"a.b": spec}
         assert check_entry(entry(spec, files={"f": "0" * 64}), "x") == {"a.b": spec}
 
