@@ -184,7 +184,8 @@ class ChannelTrace(TorchDispatchMode):
         except Exception as error:  # also what a layer raises that has no plain weight
             where = f"{name} ({type(layer).__name__})"
             self._stick(tensors, (str(error) if isinstance(error, Stays) else "{where} reads them").format(where=where))
-            self.stuck += [(some, f"{where} can't do without any of its own") for some in ids.values()]
+            own = "makes them in groups" if getattr(layer, "groups", 1) > 1 else "needs all that it makes"
+            self.stuck += [(some, f"{where} {own}") for some in ids.values()]
             return
         for side in ids.keys() - {"out"}:
             if channels is None:
@@ -197,6 +198,8 @@ class ChannelTrace(TorchDispatchMode):
             self.reads[name] = Read(same, read.values)
         if made is not None:
             self._know(out, made)
+        elif "out" in ids:
+            self.stuck.append((ids["out"], "it is the only one"))
 
 
 _WORDS = {

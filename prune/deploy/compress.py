@@ -33,10 +33,11 @@ def compress(
 ) -> tuple[nn.Module, CompressionReport]:  # fmt: skip
     """Keep every linear layer in one format, chosen by the pattern of zeros in its weight; in place, for inference.
 
-    First channels and heads that are zero are removed, as by `compact`. Then each layer stays dense or becomes packed
-    2:4, column vectors or blocks; its dense weight is let go of. On a CPU packed layers save memory and never time,
-    since they are unpacked to be multiplied. Outputs on the example are compared after either; where packing changes
-    them, all layers are unpacked again and the report says so.
+    First channels and heads that are zero are removed, as by `compact`, but from a model of transformers none that its
+    checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
+    or blocks; its dense weight is let go of. On a CPU 2:4 saves memory and no time, since it is unpacked to multiply.
+    Outputs on the example are compared after either; where packing changes them, all layers are unpacked again and the
+    report says so.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -49,7 +50,8 @@ def compress(
             static model of a GPU. Times are remembered for this device and these versions.
         remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
             the report says so.
-        example: inputs to compare outputs on, keywords or positions; a transformers model has its own.
+        example: inputs that `compact` finds readers by, and that outputs are compared on, keywords or positions;
+            transformers models of text have their own.
         cache: folder of the times; `$TRISPARSE_CACHE` or `~/.cache/trisparse` unless given.
 
     Returns:

@@ -55,13 +55,13 @@ def through(
     if isinstance(layer, (_BatchNorm, nn.PReLU)):
         return None, None if channels is None else _pass_one_by_one(layer, channels)
     weight = rows_of(layer)
-    if len(weight) == 1 or weight.shape[1] == 0 or len(weight) == 0:
-        raise Stays("{where} makes but one")
     if op_type(layer) == "Conv" and layer.groups > 1:
         if "all" not in ids:
             raise Stays("{where} reads them in groups")
         return None, None if channels is None else _convolve_one_by_one(layer, channels)
     read = None if channels is None else _read(layer, channels)
+    if len(weight) < 2:  # where one lies can't be told from its index
+        return read, None
     return read, Channels(dim, ids["out"].to(weight.device), *_constants(layer, read))
 
 

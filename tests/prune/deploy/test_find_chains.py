@@ -188,6 +188,7 @@ VECTORS, PICTURES = torch.randn(3, 8), torch.randn(2, 3, 8, 8)
 NETWORKS = {
     "two readers": (lambda m, x: m.b(F.relu(m.a(x))) + m.c(m.a(x).relu()), (*linears(), nn.Linear(16, 8)), VECTORS, 16, 8, ""),
     "three calls": (repeated, linears(), VECTORS, 16, 8, ""),
+    "one output": (lambda m, x: m.b(F.relu(m.a(x))), (nn.Linear(8, 16), nn.Linear(16, 1)), VECTORS, 16, 8, ""),
     "chunk": (gated(lambda h: h.chunk(2, -1)), linears(32), VECTORS, 16, 8, ""),
     "slices": (gated(lambda h: (h[..., : h.shape[-1] // 2], h[..., h.shape[-1] // 2 :])), linears(32), VECTORS, 16, 8, ""),
     "glu": (lambda m, x: m.b(F.glu(m.a(x))), linears(32), VECTORS, 16, 8, ""),

@@ -96,6 +96,8 @@ READERS = {
     "batch norm of the batch": ((CONV(3, 16, 3), BN(16, track_running_stats=False), CONV(16, 8, 3)), "0", "1 (BatchNorm2d) takes means over the batch and reads them"),
     "transposed": ((CONV(3, 16, 3), nn.ConvTranspose2d(16, 8, 3)), "0", "1 (ConvTranspose2d) reads them"),
     "groups": ((CONV(3, 16, 3), CONV(16, 8, 3, groups=4)), "0", "1 (Conv2d) reads them in groups"),
+    "groups of its own": ((CONV(3, 16, 1), CONV(16, 8, 1, groups=4), CONV(8, 8, 1)), "1", "1 (Conv2d) makes them in groups"),
+    "single": ((CONV(3, 1, 1), CONV(1, 8, 1)), "0", "it is the only one"),
     "block": ((CONV(3, 16, 1), Block()), "0", "a residual sum in 1 (Block) reads them"),
     "end of a block": ((CONV(3, 16, 1), Block(), CONV(16, 8, 1)), "1.conv2", "a residual sum in 1 (Block) reads them"),
     "shuffled": ((CONV(3, 16, 1), nn.PixelShuffle(2), CONV(4, 8, 1)), "0", "1 (PixelShuffle) splits them"),
