@@ -56,8 +56,16 @@ def bare_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mod
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """Name and module of the last Linear or Conv if nothing but Dropout comes after it, else None."""
+    """Name and module of the last Linear or Conv if nothing but Dropout comes after it, else None.
+
+    In a model of transformers that has a base model what is outside of that comes after it, in whatever order the parts
+    were made.
+    """
+    bare = unwrap(model)
+    base = bare._modules.get(getattr(bare, "base_model_prefix", ""))
+    inside = {id(module) for module in base.modules()} if base is not None else set()
     leaves = [(k, m) for k, m in bare_modules(model) if not list(m.children()) and not isinstance(m, nn.Dropout)]
+    leaves.sort(key=lambda leaf: id(leaf[1]) not in inside)
     return leaves[-1] if leaves and op_type(leaves[-1][1]) else None
 
 

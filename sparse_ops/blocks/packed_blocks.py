@@ -133,10 +133,11 @@ def pack_blocks(
     narrow = torch.int16 if kept.shape[1] < 1 << 15 else torch.int32
     columns = torch.full((slots,), -1, dtype=narrow, device=device)
     columns[slot] = column.to(narrow)
-    none = [order.new_empty(0, dtype=torch.int32) for _ in range(3)]  # not one: TorchScript refuses buffers that are
+    # three, not one: TorchScript refuses buffers that are the same
+    none = tuple(order.new_empty(0, dtype=torch.int32) for _ in range(3))
     longest = int(pointers.diff().max()) if len(lengths) else 0
     starts, order = pointers.to(torch.int32), order.to(torch.int32)
-    matrix = PackedBlocks(values, columns, starts, order, *none, rows, cols, run, longest)
+    matrix = PackedBlocks(values, columns, starts, order, none[0], none[1], none[2], rows, cols, run, longest)
     return with_transpose(matrix) if transposed else matrix
 
 
