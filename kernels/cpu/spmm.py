@@ -26,15 +26,20 @@ def _function() -> Callable[..., None] | None:
     return library.spmm
 
 
+def runs_packed(dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for values of this dtype, on this machine."""
+    return dtype in DTYPES and _function() is not None
+
+
 def spmm(x: Tensor, matrix: Any, bias: Tensor | None, activation: str) -> Tensor | None:
     """`[tokens, rows]` of the dtype of x, with sums in fp32; None where there is no kernel for it.
 
     Arguments as in `trisparse.sparse_ops.vector_spmm`, x `[tokens, cols]` and `matrix` a `PackedBlocks`. Runs on as
     many threads as torch does; the result does not depend on how many.
     """
-    function = _function() if x.dtype in DTYPES else None
-    if function is None:
+    if not runs_packed(x.dtype):
         return None
+    function: Any = _function()
     x, values, bias = x.contiguous(), matrix.values.contiguous(), None if bias is None else bias.contiguous()
     out = torch.empty(x.shape[0], matrix.rows, dtype=x.dtype)
     _, n, m = values.shape

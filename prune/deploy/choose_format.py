@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.kernels.cpu.spmm import runs_packed
 from trisparse.prune.deploy.compression_report import CompressedLayer
 from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
 from trisparse.prune.deploy.speed_model import GAIN, expected_gain
@@ -38,9 +39,12 @@ class Chooser:
         if self.prefer == "memory":
             return self._smallest(row, layer, weight, forms)
         if not weight.is_cuda:
-            row.reason = "dense: a CPU unpacks what is packed"
-            return row, None
-        return self._fastest(row, layer, weight, forms)
+            forms = [form for form in forms if form.kind != "2:4" and runs_packed(weight.dtype)]
+            if not (forms and self.measure):
+                why = "on a CPU only measuring tells" if forms else "no format that it fits has a kernel for this CPU"
+                row.reason = f"dense: {why}"
+                return row, None
+        return self._fastest(row, layer, weight, forms, is_modelled=weight.is_cuda)
 
     def _smallest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
         form, packed = forms[0], pack_layer(layer, forms[0])
@@ -56,11 +60,11 @@ class Chooser:
         row.measured = self._measured(layer, packed, form)
         return self._packed(row, packed, weight, form, "the smallest")
 
-    def _fastest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
+    def _fastest(self, row, layer, weight, forms, is_modelled=True) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
         for form in forms:
             expected = _expected(form, weight, self.tokens)
-            if statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
+            if is_modelled and statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
                 continue
             packed = pack_layer(layer, form) if self.measure else None
             gains = expected if packed is None else self._measured(layer, packed, form)

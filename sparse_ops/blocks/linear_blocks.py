@@ -88,9 +88,11 @@ class LinearBlocks(nn.Module):
     @property
     def matrix(self) -> PackedBlocks:
         """The weight."""
-        index = self.slots_t, self.groups_t, self.pointers_t
-        numbers = self.out_features, self.in_features, self.run, self.longest
-        return PackedBlocks(self.values, self.columns.view(self._narrow), self.pointers, self.order, *index, *numbers)
+        held: Any = self._buffers  # past nn.Module's look-up, which for seven tensors takes longer than a small product
+        return PackedBlocks(
+            self.values, held["columns"].view(self._narrow), held["pointers"], held["order"], held["slots_t"],
+            held["groups_t"], held["pointers_t"], self.out_features, self.in_features, self.run, self.longest,
+        )  # fmt: skip
 
     @property
     def weight(self) -> Tensor:

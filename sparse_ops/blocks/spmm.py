@@ -94,6 +94,15 @@ def multiply(
 
 
 def _check(x: Tensor, matrix: PackedBlocks, bias: Tensor | None, activation: str) -> None:
+    others = matrix[:7] if bias is None else (*matrix[:7], bias)
+    if (  # in one look, since this is asked for every product
+        activation in ACTIVATIONS
+        and x.shape[-1:] == (matrix.cols,)
+        and x.dtype == matrix.values.dtype
+        and (bias is None or (bias.shape == (matrix.rows,) and bias.dtype == x.dtype))
+        and all(tensor.device == x.device for tensor in others)
+    ):
+        return
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: want {', '.join(ACTIVATIONS)}, got {activation!r}")
     rows, cols = matrix.rows, matrix.cols

@@ -54,22 +54,36 @@ def test_memory_takes_the_smallest_format_and_lets_go_of_the_dense_weight():
     assert report.to_dict()["layers"][3]["format"] == "4x1"
 
 
-def test_speed_on_a_cpu_removes_channels_and_leaves_the_rest_dense():
+@pytest.mark.parametrize(("packed_ms", "formats"), [(1.0, {"4x1"}), (1.95, set()), (3.0, set())])
+def test_speed_on_a_cpu_packs_what_is_measured_to_be_faster(packed_ms, formats, monkeypatch):
+    times = {"dense_ms": 2.0, "packed_ms": packed_ms, "equal": True}
+    monkeypatch.setattr(choose_format, "time_pair", lambda dense, packed, x: times)
+    monkeypatch.setattr(choose_format, "runs_packed", lambda dtype: True)
     model = mixed()
     want = model(X)
     _, report = compress(model)
     torch.testing.assert_close(model(X), want)
-    assert all(
-        type(m) is nn.Linear for m in model if isinstance(m, nn.Module) and hasattr(m, "weight") and m.weight.dim() == 2
-    )
-    assert {row.reason for row in report.layers} == {"no format is smaller", "dense: a CPU unpacks what is packed"}
+    assert {row.format for row in report.layers} - {"dense"} == formats
+    reasons = {"no format is smaller", "dense: no format that it fits has a kernel for this CPU"}
+    assert reasons <= {row.reason for row in report.layers}  # 2:4 has none yet
     assert model[0].weight.shape == (48, 64)
 
 
-def test_the_summary_says_why_nothing_was_packed():
+def test_speed_on_a_cpu_stays_dense_where_nothing_can_be_said(monkeypatch):
+    _, report = compress(mixed(), measure=False)
+    assert {row.reason for row in report.layers} >= {"dense: on a CPU only measuring tells"}
+    monkeypatch.setattr(choose_format, "runs_packed", lambda dtype: False)
     _, report = compress(mixed())
+    assert {row.reason for row in report.layers} == {
+        "no format is smaller", "dense: no format that it fits has a kernel for this CPU",
+    }  # fmt: skip
+
+
+def test_the_summary_says_why_nothing_was_packed():
+    _, report = compress(mixed(), measure=False)
     assert report.summary().startswith("0 of 5 linear layers packed, ")
-    why = " after; nothing was packed: no format is smaller (3), a CPU unpacks what is packed (2)"
+    why = "no format is smaller (3), no format that it fits has a kernel for this CPU (1), on a CPU only measuring tells (1)"
+    why = f" after; nothing was packed: {why}"
     assert report.summary().endswith(why)
     assert str(report).splitlines()[-1] == report.summary()
     _, report = compress(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), prefer="memory")
