@@ -59,3 +59,11 @@ def is_seen(*tensors: Tensor) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
+
+
+def check_derivative(name: str) -> None:
+    """RuntimeError under forward-mode differentiation, which would go past a packed weight without a word."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"{name}: has no forward-mode derivative (jvp, jacfwd); use reverse mode, or trisparse.decompress(model)"
+        )

@@ -40,7 +40,8 @@ def spmm(x: Tensor, matrix: Any, bias: Tensor | None, activation: str) -> Tensor
     if not runs_packed(x.dtype):
         return None
     function: Any = _function()
-    x, values, bias = x.contiguous(), matrix.values.contiguous(), None if bias is None else bias.contiguous()
+    x, values = x.resolve_neg().contiguous(), matrix.values.resolve_neg().contiguous()
+    bias = None if bias is None else bias.resolve_neg().contiguous()
     out = torch.empty(x.shape[0], matrix.rows, dtype=x.dtype)
     _, n, m = values.shape
     function(

@@ -39,6 +39,10 @@ def compress_like(model: nn.Module, description: Spec) -> nn.Module:
         if layer is None or op_type(layer) != "Linear":
             kind = "no such layer" if layer is None else f"{type(layer).__name__}, not a dense linear layer"
             raise PruningError(f"description: layers: {name}: want the model as it was before compress, found {kind}")
+        if layer.weight.is_meta:
+            raise PruningError(
+                f"model: {name} is on the meta device; want one in memory, to_empty(device=...) makes it so"
+            )
         if trouble := misfit(spec, layer):
             raise PruningError(f"description: layers: {name}: {trouble}")
     for name, spec in layers.items():

@@ -11,6 +11,7 @@ from trisparse.prune.deploy.chains import Found
 from trisparse.prune.deploy.channel_trace import ChannelTrace
 from trisparse.prune.deploy.named_chains import channels_of, heads_of
 from trisparse.prune.deploy.same_outputs import run
+from trisparse.prune.deploy.saved_names import naming_obstacles
 from trisparse.prune.deploy.traced_chains import traced_chains
 from trisparse.prune.errors import one_line
 from trisparse.prune.pruner.layers import op_type
@@ -47,8 +48,11 @@ def that_can_be_saved(model: nn.Module, found: Found) -> Found:
     if not hasattr(getattr(model, "config", None), "save_pretrained"):
         return found
     chains = []
+    merged = naming_obstacles(model, {side.layer for chain in found.chains for side in chain.sides})
     for chain in found.chains:
         other = [side.layer for side in chain.sides if op_type(model.get_submodule(side.layer)) != "Linear"]
         why = f"stays: checkpoints hold smaller linear layers only, no {other[0]}; compact removes it" if other else ""
+        if not why and (inside := [side.layer for side in chain.sides if side.layer in merged]):
+            why = f"stays: {inside[0]}: {merged[inside[0]]}"
         chains.append(chain._replace(obstacle=chain.obstacle or why))
     return found._replace(chains=chains)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +27,29 @@ def check_example(example: Any) -> None:
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
-    """All float tensors that the model gives for the example, in evaluation mode; none without an example."""
-    return [] if example is None else [t for t in _tensors(run(model, example)) if t.is_floating_point()]
+    """All float tensors that the model gives for the example, in evaluation mode; none without an example.
+
+    With them come those for a part of it, fewer texts of fewer tokens, if the model runs on such: what was taken for a
+    constant may depend on these.
+    """
+    if example is None:
+        return []
+    found = _tensors(run(model, example))
+    with contextlib.suppress(Exception):  # whatever a forward raises that counts on the example's sizes
+        found += _tensors(run(model, _part(example)))
+    return [t for t in found if t.is_floating_point()]
+
+
+def _part(value: Any) -> Any:
+    """The first half of tokens and of texts, in tensors of two dimensions and more."""
+    if isinstance(value, Tensor):
+        if value.dim() < 2:
+            return value
+        high, wide = (-(-size // 2) for size in value.shape[:2])
+        return value[:high, :wide] if value.dim() < 4 else value[:high]  # of pictures the second are channels
+    if isinstance(value, Mapping):
+        return {key: _part(item) for key, item in value.items()}
+    return tuple(map(_part, value)) if isinstance(value, (tuple, list)) else value
 
 
 def run(model: nn.Module, example: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionOutput
 
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
@@ -138,9 +139,10 @@ def _run_all(
 
     def show(layer: Layer, x: Tensor) -> None:
         if mask is not None and x.shape[:-1] in (mask.shape, mask.flatten().shape):
-            x = x[mask.view(x.shape[:-1]).to(x.device)]
+            in_attention = x.dim() == 2 and isinstance(layer.module, (nn.MultiheadAttention, _AttentionOutput))
+            x = x[(mask.t() if in_attention else mask).reshape(x.shape[:-1]).to(x.device)]  # there tokens come first
         x = x.reshape(-1, x.shape[-1])
-        tokens[layer] += len(x)
+        tokens[layer] += len(x) if layer.part is None else int((x != 0).any(-1).sum())  # some hide by zeros
         finite[layer] = finite.get(layer, True) & x.isfinite().all()
         see(layer, x)
 

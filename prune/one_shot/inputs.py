@@ -71,17 +71,16 @@ def _leave(layer: Layer, inside: set[Layer]) -> Callable[..., None]:
 @contextlib.contextmanager
 def _in_the_open(model: nn.Module) -> Iterator[None]:
     models: list[Any] = [module for module in model.modules() if hasattr(module, "set_experts_implementation")]
-    outer = models[:1]  # tells the models inside
-    before = [module.get_experts_implementation() for module in outer]
+    before = [module.get_experts_implementation() for module in models]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        for module in outer:
+        for module in models:
             module.set_experts_implementation("eager")
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, names in zip(outer, before, strict=True):
+        for module, names in reversed(list(zip(models, before, strict=True))):
             module.set_experts_implementation(names)
 
 
@@ -91,18 +90,27 @@ class _Products(TorchDispatchMode):
     def __init__(self, layers: Sequence[Layer], see: See, inside: set[Layer]) -> None:
         super().__init__()
         self._see, self._inside = see, inside
-        self._layers: dict[tuple[int, tuple[int, ...]], list[Layer]] = {}
+        self._layers: dict[tuple, list[Layer]] = {}
         for layer in layers:
-            values = layer.values if layer.layout == "transposed" else layer.values.transpose(-1, -2)
-            self._layers.setdefault((values.data_ptr(), tuple(values.shape)), []).append(layer)
+            own = [layer.values if layer.layout == "transposed" else layer.values.transpose(-1, -2)]
+            if layer.parameter == "in_proj_weight":  # of attention, which multiplies parts of it by queries and by keys
+                third = own[0].shape[1] // 3
+                own += [own[0][:, a * third : b * third] for a, b in ((0, 1), (1, 3), (1, 2), (2, 3))]
             if layer.part is not None:
-                stack = (layer.weight.data_ptr(), (len(layer.weight), *values.shape))
-                self._layers.setdefault(stack, []).append(layer)
+                stack = layer.weight.detach()
+                own.append(stack if layer.layout == "transposed" else stack.transpose(-1, -2))
+            for values in own:
+                self._layers.setdefault(_memory(values), []).append(layer)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
             x, weight = args[_PRODUCTS[func] :][:2]
-            for layer in self._layers.get((weight.data_ptr(), tuple(weight.shape)), ()):
+            for layer in self._layers.get(_memory(weight), ()):
                 if layer not in self._inside:
                     self._see(layer, x[layer.part] if x.dim() == 3 else x)
         return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> tuple:
+    """What two views of the same numbers, laid out alike, have in common."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()

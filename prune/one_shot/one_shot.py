@@ -40,8 +40,9 @@ def prune_one_shot(
     Args:
         model: its blocks are the elements of an `nn.ModuleList`, as transformers' are; layers in none come one by one.
         batches: keywords or positions of the model's forward; some 128 texts of 2048 tokens are usual. Tokens that an
-            `attention_mask` hides do not count; of an encoder-decoder, nor do the decoder's at these places, if it has
-            as many. All are held in memory, and so is a CPU copy of the pruned weights.
+            `attention_mask` hides do not count, but by experts, which see what the router sends; of an encoder-decoder,
+            nor do the decoder's at these places, if it has as many. All are held in memory, and so is a CPU copy of the
+            pruned weights.
         method: `wanda` or `sparsegpt`.
         progress: is told which block is at work.
         **keys: those of `PruningConfig`: a `pattern`, `N:M` or `1x1`, `target_sparsity` for 1x1, `excluded_op_names`.
@@ -67,8 +68,9 @@ def prune_one_shot(
         raise PruningError(f"pattern: want N:M or 1x1 for {method}, got {keys.get('pattern')!r}")
     if pattern.is_nm and group.target_sparsity != 1 - pattern.n / pattern.m:
         raise PruningError(f"target_sparsity: want {1 - pattern.n / pattern.m} for {keys['pattern']}, or leave it out")
-    hidden = [weight.name for weight in named_weights(model) if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase))]
-    hidden = [name for name in hidden if not is_named(group, name)]
+    weights = list(named_weights(model))
+    hidden = [weight.name for weight in weights if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase))]
+    hidden = [name for name in hidden if not is_named(group, name, [weight.name for weight in weights])]
     pruner = Pruner(model, config.excluding(*map(exact, hidden)))
     chosen = METHODS[method](pattern, group.target_sparsity)
     unreached = calibrate(model, pruner.layers, batches, chosen.see, chosen.prune, progress)

@@ -11,7 +11,7 @@ from trisparse.prune.pruner.left_out import listed
 from trisparse.prune.pruner.shards import count_zeros, reshard
 from trisparse.prune.pruner.weights import matrices, named_weights
 
-_LEAST = 0.01  # share of a model's numbers below which a parameter is not worth a note
+_LEAST = 0.01  # share of a model's numbers below which what is dense is not worth a note
 _LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -28,7 +28,7 @@ def count_parameters(model: nn.Module) -> Counts:
     """Over all processes, all of which make this call, where parameters are sharded.
 
     What multiplies is every weight that can be pruned, and what multiplies without that: stacks of matrices whose
-    layout is not known, bilinear layers, transposed convolutions in groups.
+    layout is not known, weights of linear layers of other classes, bilinear ones, transposed convolutions in groups.
     """
     reshard(model)
     tensors = [weight.tensor for weight in named_weights(model)]
@@ -46,14 +46,14 @@ def count_parameters(model: nn.Module) -> Counts:
 def unprunable_notes(model: nn.Module) -> list[str]:
     """A line on what no pattern can be laid over, where it is a hundredth of all weights or more."""
     total = sum(p.numel() for p in unwrap(model).parameters())
-    others = [(name, m, p) for name, m, p in _others(model) if p.numel() >= _LEAST * total]
+    others = sorted(_others(model), key=lambda other: -other[2].numel())
     notes = []
     for what, chosen in (
         ("embeddings, which are looked up and not multiplied", [o for o in others if isinstance(o[1], _LOOKED_UP)]),
         ("no kind of weight that can be pruned", [o for o in others if not isinstance(o[1], _LOOKED_UP)]),
     ):
-        if chosen:
-            share = sum(p.numel() for _, _, p in chosen) / total
+        share = sum(p.numel() for _, _, p in chosen) / total
+        if share >= _LEAST:
             notes.append(f"dense: {listed([name for name, *_ in chosen])}, {share:.1%} of all weights: {what}")
     return notes
 
@@ -72,4 +72,6 @@ def _others(model: nn.Module) -> list[tuple[str, nn.Module, nn.Parameter]]:
 def _multiplies(module: nn.Module, parameter: nn.Parameter) -> bool:
     if isinstance(module, (nn.Bilinear, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         return True
+    if parameter is module._parameters.get("weight") and parameter.dim() == 2:
+        return not isinstance(module, _LOOKED_UP)  # a linear layer of somebody's own
     return parameter.dim() == 3 and min(parameter.shape) > 1 and not list(module.children())

@@ -17,6 +17,7 @@ from trisparse.prune.pruner.layers import bare_modules, exact, find_head
 from trisparse.prune.pruner.left_out import is_named, notes_of, reasons_to_leave
 from trisparse.prune.pruner.shards import check_wrappers
 from trisparse.prune.pruner.weights import Weight, named_weights
+from trisparse.sparse_ops.checks import DTYPES
 
 
 class Found(NamedTuple):
@@ -40,6 +41,7 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
     found_head = find_head(model)
     head = found_head[1] if found_head else None
     weights = list(named_weights(model))
+    names = [weight.name for weight in weights]
     leave = reasons_to_leave(model, weights)
     owner: dict[tuple[int, int | None], int] = {}
     found: list[list[Layer]] = []
@@ -50,11 +52,11 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
         for number, weight in enumerate(weights):
             if not _matches(config, weight, head):
                 continue
-            if number in leave and not is_named(config, weight.name):
-                left[weight.name] = leave[number]
+            if number in leave and not leave[number].is_named(config, weight.name, names):
+                left[weight.name] = leave[number].reason
                 continue
             layer = _layer(weight, config.pattern)
-            if (reason := _undivided_conv(layer)) and not is_named(config, weight.name):
+            if (reason := _undivided_conv(layer)) and not is_named(config, weight.name, names):
                 left[weight.name] = f"M of {config.pattern} does not divide ({reason})"
                 continue
             _check_sharers(config, weight, weights, head)
@@ -109,6 +111,11 @@ def _layer(weight: Weight, pattern: Pattern) -> Layer:
         raise PruningError(
             f"{weight.name}: its weight holds no numbers (uninitialized, on the meta device, or empty); give it some "
             f"before, or add {exact(weight.name)!r} to excluded_op_names"
+        )
+    if tensor.dtype not in DTYPES:
+        raise PruningError(
+            f"{weight.name}: its weight is {tensor.dtype}, which no score is defined for; add {exact(weight.name)!r} "
+            "to excluded_op_names"
         )
     return Layer(weight.name, weight.module, tensor, pattern, weight.layout, weight.parameter, weight.part)
 

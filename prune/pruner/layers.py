@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from trisparse.prune.errors import PruningError
 
@@ -61,12 +63,32 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module] | None:
     In a model of transformers that has a base model what is outside of that comes after it, in whatever order the parts
     were made.
     """
-    bare = unwrap(model)
+    bare: Any = unwrap(model)
+    if is_of_peft(bare, "PeftModel"):
+        bare = bare.get_base_model()
     base = bare._modules.get(getattr(bare, "base_model_prefix", ""))
     inside = {id(module) for module in base.modules()} if base is not None else set()
-    leaves = [(k, m) for k, m in bare_modules(model) if not list(m.children()) and not isinstance(m, nn.Dropout)]
+    beside = {
+        id(inner)
+        for _, module in bare_modules(model)
+        if is_of_peft(module, "BaseTunerLayer")
+        for own, child in module.named_children()
+        if own != "base_layer"
+        for inner in child.modules()
+    }
+    leaves = [
+        (name, module)
+        for name, module in bare_modules(model)
+        if not list(module.children()) and not isinstance(module, nn.Dropout) and id(module) not in beside
+    ]
     leaves.sort(key=lambda leaf: id(leaf[1]) not in inside)
-    return leaves[-1] if leaves and op_type(leaves[-1][1]) else None
+    is_layer = bool(leaves) and (op_type(leaves[-1][1]) is not None or isinstance(leaves[-1][1], _ConvTransposeNd))
+    return leaves[-1] if is_layer else None
+
+
+def is_of_peft(module: nn.Module, name: str) -> bool:
+    """Whether a module is of this base class of PEFT; imports nothing."""
+    return any(c.__name__ == name and c.__module__.split(".")[0] == "peft" for c in type(module).__mro__)
 
 
 def exact(name: str) -> str:

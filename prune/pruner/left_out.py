@@ -5,89 +5,107 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from trisparse.prune.config.group import GroupConfig
-from trisparse.prune.pruner.layers import bare_modules
+from trisparse.prune.pruner.layers import bare_modules, is_of_peft
+from trisparse.prune.pruner.shards import is_sharded
 from trisparse.prune.pruner.weights import Weight
 
-_ANY = {"", ".", ".*", ".+", "^.*$", "^.*", ".*$"}  # expressions that name no layer
 _SHOWN = 3
 
 
-def is_named(config: GroupConfig, name: str) -> bool:
-    """Whether an expression of `op_names` that does not find every layer finds this one."""
-    return any(pattern not in _ANY and re.search(pattern, name) for pattern in config.op_names)
+def is_named(config: GroupConfig, name: str, names: Sequence[str]) -> bool:
+    """Whether an expression of `op_names` that does not find all of `names` finds this one."""
+    return any(re.search(p, name) and not all(re.search(p, other) for other in names) for p in config.op_names)
 
 
-def reasons_to_leave(model: nn.Module, weights: Sequence[Weight]) -> dict[int, str]:
-    """Why weights are left out unless they are named: number in `weights` -> reason."""
+class LeftOut(NamedTuple):
+    """Why a weight is left out, and what an expression must not find, too, to name it."""
+
+    reason: str
+    beside: tuple[str, ...] = ()
+
+    def is_named(self, config: GroupConfig, name: str, names: Sequence[str]) -> bool:
+        """Whether a config names the weight; `names` are those of all weights."""
+        found = (pattern for pattern in config.op_names if re.search(pattern, name))
+        return any(
+            not all(re.search(pattern, other) for other in names)
+            and not any(re.search(pattern, other) for other in self.beside)
+            for pattern in found
+        )
+
+
+def reasons_to_leave(model: nn.Module, weights: Sequence[Weight]) -> dict[int, LeftOut]:
+    """Which weights are left out unless they are named, by their number in `weights`."""
     adapters = adapters_of(model)
     holders = _other_holders(model, weights)
     found = {}
     for number, weight in enumerate(weights):
         if id(weight.module) in adapters:
-            found[number] = adapters[id(weight.module)]
-        elif id(weight.tensor) in holders:
-            found[number] = f"has its weight in common with {holders[id(weight.tensor)]}"
+            found[number] = LeftOut("is an adapter or a frozen copy", (adapters[id(weight.module)],))
+        elif (place := _place(weight.tensor)) in holders:
+            found[number] = LeftOut(f"has its weight in common with {holders[place]}")
     return found
+
+
+def _place(parameter: nn.Parameter | None) -> int:
+    """Where a parameter's numbers lie, which two may have in common; its own identity where there are none."""
+    lazy = parameter is None or isinstance(parameter, nn.parameter.UninitializedParameter)
+    return id(parameter) if lazy or is_sharded(parameter) else parameter.data_ptr() or id(parameter)  # type: ignore
 
 
 def _other_holders(model: nn.Module, weights: Sequence[Weight]) -> dict[int, str]:
     """Parameters that modules hold, too, which do not multiply by them, an embedding above all: id -> which."""
     held = {(id(weight.module), weight.parameter) for weight in weights}
-    mine = {id(weight.tensor) for weight in weights}
+    mine = {_place(weight.tensor) for weight in weights}
     return {
-        id(parameter): f"{name} ({type(module).__name__})"
+        _place(parameter): f"{name} ({type(module).__name__})"
         for name, module in bare_modules(model)
         for own, parameter in module._parameters.items()
-        if parameter is not None and id(parameter) in mine and (id(module), own) not in held
+        if parameter is not None and _place(parameter) in mine and (id(module), own) not in held
     }
 
 
 def adapters_of(model: nn.Module) -> dict[int, str]:
-    """Modules that belong to adapters, or are frozen copies beside them: id -> what they are.
+    """Modules that belong to adapters, or are frozen copies beside them: id -> name of what they adapt.
 
-    PEFT's are known by its base classes. Others by their structure: a frozen linear layer, and beside it in one module
-    two that train and make a product of low rank of the same size.
+    PEFT's are known by its base classes. Others by their structure: a frozen weight, and beside or below it in one
+    module two linear layers that train and make a product of low rank of the same size.
     """
     found: dict[int, str] = {}
-    for _, module in bare_modules(model):
-        if is_tuner(module):
-            inside = [child for name, child in module.named_children() if name != "base_layer"]
-        elif _is_of_peft(module, "AuxiliaryTrainingWrapper"):
-            inside = [child for name, child in module.named_children() if name == "original_module"]
-        elif _is_of_peft(module, "PeftModel"):
-            inside = [child for name, child in module.named_children() if name != "base_model"]
+    for name, module in bare_modules(model):
+        if is_of_peft(module, "BaseTunerLayer"):
+            inside = [child for own, child in module.named_children() if own != "base_layer"]
+        elif is_of_peft(module, "AuxiliaryTrainingWrapper"):
+            inside = [child for own, child in module.named_children() if own == "original_module"]
+        elif is_of_peft(module, "PeftModel"):
+            inside = [child for own, child in module.named_children() if own != "base_model"]
         else:
             inside = _low_rank(module)
         for child in inside:
-            found.update((id(inner), "is an adapter or a frozen copy") for inner in child.modules())
+            found.update((id(inner), name) for inner in child.modules())
     return found
-
-
-def is_tuner(module: nn.Module) -> bool:
-    """Whether this is a layer of PEFT, with the layer that it adapts as `base_layer`."""
-    return _is_of_peft(module, "BaseTunerLayer")
-
-
-def _is_of_peft(module: nn.Module, name: str) -> bool:
-    return any(c.__name__ == name and c.__module__.split(".")[0] == "peft" for c in type(module).__mro__)
 
 
 def _low_rank(module: nn.Module) -> list[nn.Module]:
     linear: list[Any] = [child for child in module.children() if isinstance(child, nn.Linear)]
-    frozen = [child for child in linear if not child.weight.requires_grad]
+    own = module._parameters.get("weight")
+    frozen = [child.weight.shape for child in linear if not child.weight.requires_grad]
+    frozen += [own.shape] if own is not None and own.dim() == 2 and not own.requires_grad else []
     trained = [child for child in linear if child.weight.requires_grad]
-    for base in frozen:
-        rank = min(base.in_features, base.out_features)
-        for down in trained:
-            for up in trained:
-                is_product = (down.in_features, up.out_features) == (base.in_features, base.out_features)
-                if down is not up and is_product and down.out_features == up.in_features < rank:
-                    return [down, up]
+    pairs = [(down, up) for down in trained for up in trained if down is not up]
+    for child in module.children():
+        inner: Any = list(child.children())
+        if isinstance(child, nn.Sequential) and len(inner) == 2 and all(isinstance(part, nn.Linear) for part in inner):
+            pairs.append((inner[0], inner[1]))
+    for high, wide in frozen:
+        for down, up in pairs:
+            is_product = (down.in_features, up.out_features) == (wide, high) and down.out_features == up.in_features
+            if is_product and down.out_features < min(high, wide):
+                return [down, up]
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -52,4 +53,4 @@ def _weights(model: nn.Module, names: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def _without_adapters(name: str) -> str:
     """A layer's name once PEFT has merged its adapters into it."""
-    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    return re.sub(r"\.(base_layer|modules_to_save\.\w+)(?=\.|$)", "", name.removeprefix("base_model.model."))

@@ -53,7 +53,8 @@ def _weights_of(name: str, module: nn.Module) -> Iterator[Weight]:
             yield Weight(name, module, "weight", "Conv", "conv_transposed")
     elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)):
         for own, _ in matrices(module, 2):
-            yield Weight(_join(name, own), module, own, "Linear", "linear")
+            if own.startswith("weight_") or own.endswith("_proj_weight"):  # not what a subclass adds
+                yield Weight(_join(name, own), module, own, "Linear", "linear")
     else:
         layouts = experts_of(module)
         for own, stack in matrices(module, 3):

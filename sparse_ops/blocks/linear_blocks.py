@@ -38,6 +38,7 @@ class LinearBlocks(nn.Module):
     slots_t: Tensor
     groups_t: Tensor
     pointers_t: Tensor
+    _index_seen: tuple[tuple[int, int], ...] = ()  # which index was checked, as it was then
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True,
@@ -108,8 +109,23 @@ class LinearBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
         check_exporter("LinearBlocks")
+        if not torch.compiler.is_compiling():
+            self._check_index()
         product = vector_spmm if self.block[1] == 1 else block_spmm
         return product(x if autocast_dtype(x) is None else x.to(self.values.dtype), self.matrix, self.bias)
+
+    def _check_index(self) -> None:
+        """ValueError where something wrote to the index since it was made, and no kernel may read it.
+
+        On a CPU; on a GPU a look would wait for the device.
+        """
+        index: Any = [self._buffers[name] for name in _STORED]
+        if any(type(part) is not Tensor or part.device.type != "cpu" or part.is_inference() for part in index):
+            return
+        versions = tuple((id(part), part._version) for part in index)
+        if versions != self._index_seen:
+            check_blocks(self.matrix)
+            self._index_seen = versions
 
     def train(self, mode: bool = True) -> LinearBlocks:
         """Packed weights do not train, and a warning says so."""
@@ -127,6 +143,7 @@ class LinearBlocks(nn.Module):
     def _keep(self, matrix: PackedBlocks) -> None:
         self.block, self.run, self.longest = matrix.block, matrix.run, matrix.longest
         self._narrow = matrix.columns.dtype
+
         trains = "values" in self._parameters and self.values.requires_grad
         self.values = nn.Parameter(matrix.values, requires_grad=trains)
         matrix = with_transpose(matrix) if self.transposed else matrix

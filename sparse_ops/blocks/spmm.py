@@ -14,7 +14,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, unpa
 from trisparse.sparse_ops.blocks.sddmm import sddmm
 from trisparse.sparse_ops.blocks.spmm_t import spmm_t
 from trisparse.sparse_ops.checks import check_device
-from trisparse.sparse_ops.library import define, differentiable, is_seen
+from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
@@ -80,6 +80,7 @@ def multiply(
     op: Callable[..., Tensor], x: Tensor, matrix: PackedBlocks, bias: Tensor | None, activation: str
 ) -> Tensor:
     """Check, run the operator on two dimensions, and apply the activation outside it where it needs a gradient."""
+    check_derivative("spmm")
     _check(x, matrix, bias, activation)
     leaves: Sequence[Any] = (x, matrix.values, bias)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)

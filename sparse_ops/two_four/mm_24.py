@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from trisparse.sparse_ops.checks import check_device
-from trisparse.sparse_ops.library import define, differentiable
+from trisparse.sparse_ops.library import check_derivative, define, differentiable
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
 from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
@@ -99,6 +99,7 @@ def mm_24(
         ValueError: a shape or device that does not fit.
         TypeError: a dtype that does not.
     """
+    check_derivative("mm_24")
     packed, packed_t, patterns, rows, cols, layout = matrix
     named = {"x": (x, cols), "bias": (bias, rows)}
     for name, (tensor, size) in named.items():

@@ -1,5 +1,6 @@
 """Chains found in what a model does: other people's architectures, and small networks for each way to read channels."""
 
+import contextlib
 import copy
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (as everyone writes it)
 
-from trisparse import compact, compress, decompress, from_pretrained, save_pretrained
+from trisparse import PruningError, compact, compress, decompress, from_pretrained, save_pretrained
 from trisparse.prune.deploy.export import export
 from trisparse.prune.deploy.same_outputs import outputs_of
 from trisparse.prune.pruner.layers import is_hf_conv1d
@@ -284,3 +285,28 @@ def test_rows_that_read_constants_alone_are_constant_too():
     report = compact(model, (VECTORS,), multiple=1)
     assert [c.kept for c in report.chains] == [8, 8]
     torch.testing.assert_close(outputs(model, (VECTORS,)), want)
+
+
+@pytest.mark.parametrize("what", ["scale", "branch"])
+def test_what_depends_on_the_sizes_of_the_example_stays(what):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 8)
+
+        def forward(self, x):
+            h = self.a(x)
+            if what == "scale":
+                return self.b(h * x.shape[1])
+            return self.b(h - h.mean(-1, keepdim=True) if x.shape[1] < 5 else h)
+
+    model = Odd().eval()
+    with torch.no_grad():
+        model.a.weight[::2] = 0
+        model.a.bias.fill_(0.3)
+    small = copy.deepcopy(model)
+    with contextlib.suppress(PruningError):
+        compact(small, (torch.randn(2, 8, 16),), multiple=1)
+    for tokens in (8, 3, 20):
+        x = torch.randn(2, tokens, 16)
+        torch.testing.assert_close(small(x), model(x))

@@ -43,8 +43,9 @@ def test_an_expression_that_finds_everything_names_nothing():
     def config(*names):
         return PruningConfig(**OK, op_names=names).groups[0]
 
-    assert not any(is_named(config(name), "decoder") for name in (".*", "", "^.*$", "inner"))
-    assert is_named(config(".*", "deco"), "decoder")
+    both = ["inner", "decoder"]
+    assert not any(is_named(config(name), "decoder", both) for name in (".*", "", "^.*$", "(.*)", "inner"))
+    assert is_named(config(".*", "deco"), "decoder", both)
 
 
 def test_two_linear_layers_may_share_a_weight():
@@ -201,3 +202,71 @@ def test_scores_of_a_frozen_base_are_refused_with_what_works(lora):
         PruningError, match="all are frozen, as beside adapters: prune them at once by prune_once before"
     ):
         pruner.attach(optimizer)
+
+
+def test_a_name_that_finds_the_base_does_not_name_its_adapters(lora):
+    _, model = lora()
+    for names in (["q_proj", "v_proj"], ["self_attn"], ["^.+$"]):
+        layers = Pruner(model, PruningConfig(**OK, pattern="2:4", op_names=names)).layers
+        assert not any("lora" in layer.name for layer in layers), names
+    layers = Pruner(model, PruningConfig(**OK, pattern="1x1", op_names=["q_proj.lora_A"])).layers
+    assert [layer.name.split("self_attn.")[1] for layer in layers] == ["q_proj.lora_A.default"]
+
+
+def test_a_head_with_an_adapter_and_one_that_is_a_transposed_convolution_stay_dense(lora):
+    _, model = lora(target_modules=["q_proj", "lm_head"])
+    assert prune_once(model, pattern="2:4").head.endswith("lm_head.base_layer")
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ConvTranspose2d(8, 4, 2))
+    assert prune_once(model, pattern="2:4").head == "1"
+
+
+def test_a_table_that_shares_memory_but_not_the_parameter_is_left_alone():
+    model = Tied()
+    model.decoder.weight = nn.Parameter(model.table.weight.detach())
+    report = prune_once(model, pattern="2:4")
+    assert [row.name for row in report.layers] == ["inner"]
+    assert (model.table.weight != 0).all()
+
+
+class Own(nn.Module):
+    """An adapter in the form that keeps the frozen weight itself, or a pair in a Sequential."""
+
+    def __init__(self, in_sequence):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 8), requires_grad=False)
+        pair = nn.Linear(8, 2, bias=False), nn.Linear(2, 12, bias=False)
+        if in_sequence:
+            self.adapter = nn.Sequential(*pair)
+        else:
+            self.lora_a, self.lora_b = pair
+
+
+@pytest.mark.parametrize("in_sequence", [True, False])
+def test_other_forms_of_adapters(in_sequence):
+    model = nn.Sequential(Own(in_sequence), nn.Linear(12, 12), nn.Linear(12, 2))
+    report = prune_once(model, pattern="1x1", target_sparsity=0.5)
+    assert [row.name for row in report.layers] == ["1"]
+    assert any("is an adapter" in note for note in report.notes)
+
+
+def test_merging_with_modules_to_save_keeps_the_zeros(lora):
+    _, model = lora(modules_to_save=["o_proj"])
+    lock = Pruner(model, PruningConfig(pattern="1x1", pruning_type="pattern_lock"))
+    lock.apply_masks(model.merge_and_unload())
+
+
+def test_a_weight_of_complex_numbers_is_one_line():
+    model = nn.Sequential(nn.Linear(8, 8, dtype=torch.complex64), nn.Linear(8, 8), nn.Linear(8, 2))
+    with pytest.raises(PruningError, match="^0: its weight is torch.complex64, which no score is defined for; add"):
+        prune_once(model, pattern="2:4")
+
+
+def test_many_small_weights_that_no_pattern_fits_are_said_together():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+    report = prune_once(nn.Sequential(nn.Linear(8, 8), *(Linear() for _ in range(150)), nn.Linear(8, 2)), pattern="2:4")
+    assert report.matmul_gemm_conv == 32 / (151 * 64 + 16)
+    assert any("1.weight, 2.weight, 3.weight and 147 more, 99.1% of all weights" in note for note in report.notes)

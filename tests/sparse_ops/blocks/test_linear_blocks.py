@@ -137,3 +137,21 @@ def test_exports(pair):
     assert torch.equal(dynamic(more), packed(more))
     assert "extra_repr" not in repr(packed)
     assert "block=" in repr(packed)
+
+
+def test_an_index_that_something_wrote_to_is_not_read():
+    """As an average of buffers does, which takes whole numbers for measurements."""
+    layer = LinearBlocks.from_linear(nn.Linear(64, 64), (4, 1))
+    x = torch.randn(2, 64)
+    layer(x)
+    layer.columns.view(torch.int16).add_(7000)
+    with pytest.raises(ValueError, match="columns"):
+        layer(x)
+
+
+def test_forward_mode_derivatives_and_negated_views():
+    layer = LinearBlocks.from_linear(nn.Linear(64, 64), (4, 1))
+    x = torch.randn(3, 64)
+    with pytest.raises(RuntimeError, match=r"spmm: has no forward-mode derivative \(jvp, jacfwd\); use reverse mode"):
+        torch.func.jvp(layer, (x,), (x,))
+    torch.testing.assert_close(layer(torch._neg_view(x)), layer(-x))
