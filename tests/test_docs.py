@@ -170,6 +170,15 @@ def test_the_readmes_accuracies_are_those_of_the_published_rows():
         assert f"| {dense} → {sparse} | {cells[5]} | {cells[6]} |" in TEXTS["README.md"]
 
 
+def test_speeds_of_products_on_a_cpu_are_those_of_their_file():
+    found = read("spmm_cpu")
+    for line in found["geometric_means"]:
+        assert f"{re.search(r': ([0-9.]+) times', line)[1]}x |" in TEXTS["operators.md"], line
+    for row, texts in zip(found["models"], ("1 text", "8"), strict=True):
+        assert re.search(rf"{row['times']:.2f} times (as fast as dense )?with {texts}", TEXTS["operators.md"])
+        assert f"{row['times']:.2f} times" in TEXTS["README.md"]
+
+
 def test_speeds_of_the_loop_are_those_of_their_file():
     loop, text = read("glue_loop_cpu"), " ".join(TEXTS["recipes.md"].split())
     plain, ours = (loop["steps_per_second"][kind] for kind in ("plain", "ours"))
