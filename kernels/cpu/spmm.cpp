@@ -1,9 +1,9 @@
 // Y = X W^T for W in column vectors N x 1 and in blocks N x M, as sparse_ops/blocks/packed_blocks.py stores them.
 //
 // Tokens come in tiles that are turned over, `tile[column][token]`. A stored block multiplies rows of the tile by its
-// values: HEIGHT rows of outputs times VECTORS vectors of tokens are summed in registers, with one broadcast a value. So
-// that the rows of the tile that are read again and again stay in the first-level cache, columns go in spans; between
-// spans the sums wait in a tile of outputs. Each sum is made in one order, however many threads there are.
+// values: HEIGHT rows of outputs times VECTORS vectors of tokens are summed in registers, with one broadcast a value. Four
+// rows use a vector of tokens often enough for it to come from the second-level cache; for fewer, columns go in spans that
+// fit the first, and between spans the sums wait in a tile of outputs. Each sum is made in one order, however many threads.
 #include <omp.h>
 
 #include <climits>

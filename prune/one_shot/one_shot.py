@@ -68,9 +68,8 @@ def prune_one_shot(
         raise PruningError(f"pattern: want N:M or 1x1 for {method}, got {keys.get('pattern')!r}")
     if pattern.is_nm and group.target_sparsity != 1 - pattern.n / pattern.m:
         raise PruningError(f"target_sparsity: want {1 - pattern.n / pattern.m} for {keys['pattern']}, or leave it out")
-    weights = list(named_weights(model))
-    hidden = [weight.name for weight in weights if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase))]
-    hidden = [name for name in hidden if not is_named(group, name, [weight.name for weight in weights])]
+    hidden = [weight.name for weight in named_weights(model) if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase))]
+    hidden = [name for name in hidden if not is_named(group, name)]
     pruner = Pruner(model, config.excluding(*map(exact, hidden)))
     chosen = METHODS[method](pattern, group.target_sparsity)
     unreached = calibrate(model, pruner.layers, batches, chosen.see, chosen.prune, progress)

@@ -41,8 +41,10 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
     found_head = find_head(model)
     head = found_head[1] if found_head else None
     weights = list(named_weights(model))
-    names = [weight.name for weight in weights]
     leave = reasons_to_leave(model, weights)
+    sharers: dict[tuple[int, int | None], list[Weight]] = {}
+    for weight in weights:
+        sharers.setdefault((id(weight.tensor), weight.part), []).append(weight)
     owner: dict[tuple[int, int | None], int] = {}
     found: list[list[Layer]] = []
     left: dict[str, str] = {}
@@ -52,21 +54,23 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
         for number, weight in enumerate(weights):
             if not _matches(config, weight, head):
                 continue
-            if number in leave and not leave[number].is_named(config, weight.name, names):
+            if number in leave and not is_named(config, weight.name, leave[number].beside):
                 left[weight.name] = leave[number].reason
                 continue
             layer = _layer(weight, config.pattern)
-            if (reason := _undivided_conv(layer)) and not is_named(config, weight.name, names):
+            if (reason := _undivided_conv(layer)) and not is_named(config, weight.name):
                 left[weight.name] = f"M of {config.pattern} does not divide ({reason})"
                 continue
-            _check_sharers(config, weight, weights, head)
-            before = owner.setdefault((id(layer.weight), layer.part), index)
+            place = id(layer.weight), layer.part
+            _check_sharers(config, weight, sharers[place], head)
+            is_new = place not in owner
+            before = owner.setdefault(place, index)
             if before != index:
                 raise PruningError(
                     f"pruning_configs: {layer.name} is in groups {before} and {index}; "
                     f"add {exact(layer.name)!r} to excluded_op_names of one"
                 )
-            if all(layer.weight is not other.weight or layer.part != other.part for other in layers):
+            if is_new:
                 layers.append(layer)
         if not layers:
             raise PruningError(_no_layers(config, index, weights, head, left))
@@ -125,11 +129,10 @@ def _undivided_conv(layer: Layer) -> str | None:
     return layer.pattern.misfit(layer.view, layer.rows.total) if is_conv else None
 
 
-def _check_sharers(config: GroupConfig, weight: Weight, weights: Sequence[Weight], head: nn.Module | None) -> None:
-    """PruningError if a layer with the same weight is excluded."""
-    for other in weights:
-        same = other.tensor is weight.tensor and other.part == weight.part
-        if same and other is not weight and _is_excluded(config, other.name, other.module, head):
+def _check_sharers(config: GroupConfig, weight: Weight, sharers: Sequence[Weight], head: nn.Module | None) -> None:
+    """PruningError if one of the layers with the same weight is excluded."""
+    for other in sharers:
+        if other is not weight and _is_excluded(config, other.name, other.module, head):
             raise PruningError(
                 f"excluded_op_names: {other.name} is left out, but {weight.name} has the same weight; "
                 f"add {exact(weight.name)!r} too"

@@ -12,14 +12,18 @@ from torch import nn
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.pruner.layers import bare_modules, is_of_peft
 from trisparse.prune.pruner.shards import is_sharded
-from trisparse.prune.pruner.weights import Weight
+from trisparse.prune.pruner.weights import Weight, matrices
 
+_NOBODY = "~"  # no module has this name: what finds it finds all
 _SHOWN = 3
 
 
-def is_named(config: GroupConfig, name: str, names: Sequence[str]) -> bool:
-    """Whether an expression of `op_names` that does not find all of `names` finds this one."""
-    return any(re.search(p, name) and not all(re.search(p, other) for other in names) for p in config.op_names)
+def is_named(config: GroupConfig, name: str, beside: Sequence[str] = ()) -> bool:
+    """Whether an expression of `op_names` finds this one, that does not find just anything, nor what is `beside` it."""
+    return any(
+        re.search(pattern, name) and not any(re.search(pattern, other) for other in (_NOBODY, *beside))
+        for pattern in config.op_names
+    )
 
 
 class LeftOut(NamedTuple):
@@ -27,15 +31,6 @@ class LeftOut(NamedTuple):
 
     reason: str
     beside: tuple[str, ...] = ()
-
-    def is_named(self, config: GroupConfig, name: str, names: Sequence[str]) -> bool:
-        """Whether a config names the weight; `names` are those of all weights."""
-        found = (pattern for pattern in config.op_names if re.search(pattern, name))
-        return any(
-            not all(re.search(pattern, other) for other in names)
-            and not any(re.search(pattern, other) for other in self.beside)
-            for pattern in found
-        )
 
 
 def reasons_to_leave(model: nn.Module, weights: Sequence[Weight]) -> dict[int, LeftOut]:
@@ -91,10 +86,11 @@ def adapters_of(model: nn.Module) -> dict[int, str]:
 
 
 def _low_rank(module: nn.Module) -> list[nn.Module]:
-    linear: list[Any] = [child for child in module.children() if isinstance(child, nn.Linear)]
-    own = module._parameters.get("weight")
+    children = [child for child in module.children() if isinstance(child, nn.Linear)]
+    linear: list[Any] = [child for child in children if "weight" in dict(matrices(child, 2))]
+    own = dict(matrices(module, 2)).get("weight")
     frozen = [child.weight.shape for child in linear if not child.weight.requires_grad]
-    frozen += [own.shape] if own is not None and own.dim() == 2 and not own.requires_grad else []
+    frozen += [own.shape] if own is not None and not own.requires_grad else []
     trained = [child for child in linear if child.weight.requires_grad]
     pairs = [(down, up) for down in trained for up in trained if down is not up]
     for child in module.children():

@@ -43,9 +43,10 @@ def test_an_expression_that_finds_everything_names_nothing():
     def config(*names):
         return PruningConfig(**OK, op_names=names).groups[0]
 
-    both = ["inner", "decoder"]
-    assert not any(is_named(config(name), "decoder", both) for name in (".*", "", "^.*$", "(.*)", "inner"))
-    assert is_named(config(".*", "deco"), "decoder", both)
+    assert not any(is_named(config(name), "decoder") for name in (".*", "", "^.*$", "(.*)", ".+", "inner"))
+    assert is_named(config(".*", "deco"), "decoder")
+    assert not is_named(config("deco"), "decoder.adapter", ["decoder"])
+    assert is_named(config("adapter"), "decoder.adapter", ["decoder"])
 
 
 def test_two_linear_layers_may_share_a_weight():
