@@ -1,12 +1,9 @@
 """Optimizers, wrappers and averages that keep another copy of the weights: zeros survive, or one line says why not."""
 
-import copy
 import re
 
 import pytest
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, prune_once
 
@@ -92,14 +89,6 @@ class Sharp(torch.optim.Optimizer):
         self.base_optimizer.step()
 
 
-@pytest.fixture
-def pruned():
-    """How many weights that the masks prune are not zero."""
-    return lambda pruner, model: sum(
-        int((model.get_submodule(name).weight[~mask] != 0).sum()) for name, mask in pruner.masks().items()
-    )
-
-
 WRAPPED = {
     "slow weights": lambda params: Lookahead(torch.optim.SGD(params, lr=0.05)),
     "slow weights in a list": lambda params: Lookahead(torch.optim.SGD(params, lr=0.05), in_state=False),
@@ -156,78 +145,6 @@ def test_copies_that_were_not_masked_before_are_found_at_the_start(make_mlp, tra
         assert (optimizer.state[model[0].weight]["master"][~pruner.masks()["0"]] == 0).all()
         train(model, optimizer, 3)
     assert pruned(pruner, model) == 0
-
-
-def test_an_old_z_is_far_from_its_weight_and_masked_still(make_mlp, train):
-    schedulefree = pytest.importorskip("schedulefree")
-    model = make_mlp()
-    optimizer = schedulefree.SGDScheduleFree(model.parameters(), lr=0.05)
-    optimizer.train()
-    train(model, optimizer, 1)
-    for state in optimizer.state.values():
-        state["z"].normal_()
-    pruner = Pruner(model, PruningConfig(**KEYS))
-    pruner.attach(optimizer)
-    assert len(pruner.groups[0].copies) == 2
-
-
-FREE = ["AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"]
-
-
-@pytest.mark.parametrize("name", FREE)
-@pytest.mark.parametrize("foreach", [True, False])
-def test_schedule_free_optimizers(make_mlp, train, pruned, name, foreach):
-    """Their `eval()` puts the average in place, and `train()` takes it out; a new run may begin with their state."""
-    schedulefree = pytest.importorskip("schedulefree")
-    config = PruningConfig(**KEYS)
-
-    def begin():
-        model = make_mlp()
-        optimizer = getattr(schedulefree, name)(model.parameters(), lr=0.05, foreach=foreach)
-        optimizer.train()
-        return model, optimizer, Pruner(model, config)
-
-    def evaluate(model, optimizer, pruner):
-        optimizer.eval()
-        assert pruned(pruner, model) == 0
-        state = model.state_dict(), optimizer.state_dict(), pruner.state_dict()
-        state = copy.deepcopy(state)
-        optimizer.train()
-        return state
-
-    model, optimizer, pruner = begin()
-    with pruner.attach(optimizer):
-        train(model, optimizer, 9)
-        state = evaluate(model, optimizer, pruner)
-        train(model, optimizer, 15, first=9)
-        evaluate(model, optimizer, pruner)
-    assert pruner.report().pruned_layers == 0.75
-    fresh, other, again = begin()
-    other.eval()
-    for part, saved in zip((fresh, other, again), state, strict=True):
-        part.load_state_dict(saved)
-    other.train()
-    with again.attach(other):
-        train(fresh, other, 15, first=9)
-        evaluate(fresh, other, again)
-    for name, mask in pruner.masks().items():
-        assert torch.equal(mask, again.masks()[name])
-    for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
-
-
-def test_schedule_free_around_another_optimizer(make_mlp, train, pruned):
-    """Its base steps z, which lies in the place of the weight while it does."""
-    schedulefree = pytest.importorskip("schedulefree")
-    model = make_mlp()
-    optimizer = schedulefree.ScheduleFreeWrapper(torch.optim.SGD(model.parameters(), lr=0.05))
-    optimizer.train()
-    pruner = Pruner(model, PruningConfig(**KEYS))
-    with pruner.attach(optimizer):
-        train(model, optimizer, 20)
-        optimizer.eval()
-        assert pruned(pruner, model) == 0
-        assert pruner.report().pruned_layers == 0.75
 
 
 @pytest.mark.parametrize(
@@ -327,67 +244,6 @@ def test_on_a_gpu_nothing_waits_for_the_look(make_mlp, train, sgd, monkeypatch):
     with pytest.raises(PruningError, match=r"[02].weight: at least \d+ weights are not zero"):
         pruner.sparsity()
     assert pruner.sparsity() == 0.75, "said once"
-
-
-AVERAGES = {
-    "mean": lambda model: AveragedModel(model),
-    "EMA": lambda model: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
-    "half": lambda model: AveragedModel(model).to(torch.bfloat16),
-}
-
-
-@pytest.mark.parametrize("make", AVERAGES.values(), ids=AVERAGES)
-def test_averaged_models(make_mlp, train, sgd, pruned, make):
-    model = make_mlp()
-    averaged = make(model)
-    pruner, optimizer = Pruner(model, PruningConfig(**KEYS)), sgd(model)
-    with pruner.attach(optimizer):
-        train(model, optimizer, 20, after=lambda step: averaged.update_parameters(model))
-    assert pruned(pruner, averaged.module) > 0
-    kept = averaged.module[0].weight[pruner.masks()["0"]].clone()
-    pruner.apply_masks(averaged)
-    assert pruned(pruner, averaged.module) == 0
-    assert torch.equal(averaged.module[0].weight[pruner.masks()["0"]], kept)
-    assert averaged.module[0].weight.requires_grad == model[0].weight.requires_grad
-
-
-def test_averages_that_are_put_into_the_model(make_mlp, train, sgd, pruned):
-    """Lists of shadow parameters, which are copied into the model for an evaluation."""
-    model = make_mlp()
-    shadow = [p.detach().clone() for p in model.parameters()]
-    pruner, optimizer = Pruner(model, PruningConfig(**KEYS)), sgd(model)
-    with pruner.attach(optimizer):
-        for step in range(20):
-            train(model, optimizer, 1, first=step)
-            torch._foreach_lerp_(shadow, list(model.parameters()), 0.1)
-        trained = copy.deepcopy(model.state_dict())
-        with torch.no_grad():
-            torch._foreach_copy_(list(model.parameters()), shadow)
-        with pytest.raises(PruningError, match=r"call pruner.apply_masks\(\)$"):
-            pruner.state_dict()
-        pruner.apply_masks()
-        assert pruner.report().pruned_layers == 0.75
-        assert torch.equal(model[0].weight, shadow[0] * pruner.masks()["0"])
-        model.load_state_dict(trained)
-        train(model, optimizer, 1)
-
-
-def test_a_copy_that_does_not_fit_is_one_line_and_stays_as_it_is(make_mlp, train, sgd):
-    model = make_mlp()
-    pruner, optimizer = Pruner(model, PruningConfig(**KEYS)), sgd(model)
-    with pruner.attach(optimizer):
-        train(model, optimizer, 20)
-    other = make_mlp(dims=(16, 32, 16, 2))
-    before = copy.deepcopy(other.state_dict())
-    with pytest.raises(PruningError, match=r"^model: 2 has shape \[16, 32\] there; want a copy of the model"):
-        pruner.apply_masks(other)
-    for name, value in other.state_dict().items():
-        assert torch.equal(value, before[name])
-    with pytest.raises(PruningError, match="^model: 0 is missing there"):
-        pruner.apply_masks(nn.Sequential())
-    wrapped = nn.ModuleDict({"ema_model": copy.deepcopy(make_mlp())})
-    pruner.apply_masks(wrapped)
-    assert (wrapped["ema_model"][0].weight[~pruner.masks()["0"]] == 0).all()
 
 
 @pytest.mark.parametrize("options", [{"lr": None}, {}], ids=["None", "no lr"])
