@@ -19,9 +19,10 @@ WINGS = {
     "prune.config": [],
     "prune.pruner": ["config"],
     "prune.one_shot": ["pruner", "config"],
-    "prune.deploy": ["pruner", "config"],
-    "prune.glue": ["deploy", "one_shot", "pruner", "config"],
-    "prune.run_report": ["glue", "deploy", "one_shot", "pruner", "config"],
+    "prune.channels": ["pruner", "config"],
+    "prune.deploy": ["channels", "pruner", "config"],
+    "prune.glue": ["deploy", "channels", "one_shot", "pruner", "config"],
+    "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "config"],
 }
 ABOVE = {"sparse_ops", "prune", "prune.command"}  # stand above the wings beside them
 
@@ -98,6 +99,7 @@ def test_imports_go_one_way(name):
     [
         ("prune.config.file", "prune.pruner.layers"),
         ("prune.deploy.compact", "prune.one_shot.wanda"),
+        ("prune.channels.find_chains", "prune.deploy.saved_names"),
         ("prune.errors", "prune.config.group"),
         ("sparse_ops.choosing.plan", "sparse_ops.blocks.spmm"),
         ("sparse_ops.library", "prune.errors"),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.prune.channels.shrinking import check_savable
 from trisparse.prune.deploy.checkpoint_files import (
     INDEX,
     WEIGHTS,
@@ -25,7 +26,6 @@ from trisparse.prune.deploy.checkpoint_files import (
 from trisparse.prune.deploy.layer_spec import Spec, describe, is_ours, note_in_config
 from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
 from trisparse.prune.deploy.saved_names import headers_in_model, is_transformers_model, layers_in_model
-from trisparse.prune.deploy.shrinking import check_savable
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write

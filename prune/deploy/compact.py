@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.chains import Chain, Found
+from trisparse.prune.channels.chains import Chain, Found
+from trisparse.prune.channels.find_chains import find_chains
+from trisparse.prune.channels.obstacles import check_numbers
+from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of
+from trisparse.prune.channels.shrinking import keep, rows_of
 from trisparse.prune.deploy.compaction_report import CompactedChain, CompactionReport
-from trisparse.prune.deploy.find_chains import find_chains
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
-from trisparse.prune.deploy.obstacles import check_numbers
 from trisparse.prune.deploy.removable import folded, removable_units
-from trisparse.prune.deploy.same_outputs import check_example, difference, outputs_of
-from trisparse.prune.deploy.shrinking import keep, rows_of
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.pruner.layers import op_type
 

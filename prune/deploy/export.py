@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.channels.shrinking import restored
 from trisparse.prune.deploy.checkpoint import check_shard_size, transformers_model
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, spec_of, with_configs
 from trisparse.prune.deploy.onnx_export import check_packages, write_onnx
 from trisparse.prune.deploy.replaced_folder import EXPORTED, replaced_folder
-from trisparse.prune.deploy.shrinking import restored
 from trisparse.prune.errors import PruningError
 
 FORMATS = ("dense", "onnx")

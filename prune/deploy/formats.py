@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import packed_size
-from trisparse.prune.deploy.shrinking import padded
+from trisparse.prune.channels.shrinking import padded
 from trisparse.prune.pruner.layers import is_hf_conv1d
 from trisparse.sparse_ops import Linear24, LinearBlocks
 from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, SIDES, step_of

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.channels.same_outputs import check_example
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import spec_of
-from trisparse.prune.deploy.same_outputs import check_example
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.pruner.layers import replace_module, unwrap
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.chains import Chain, Side
-from trisparse.prune.deploy.shrinking import rows_of
+from trisparse.prune.channels.chains import Chain, Side
+from trisparse.prune.channels.shrinking import rows_of
 
 
 class Units(NamedTuple):

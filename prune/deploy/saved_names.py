@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.prune.channels.chains import Found
 from trisparse.prune.deploy.checkpoint_files import Headers, names_of
 from trisparse.prune.deploy.layer_spec import Spec, misfit, tensors_of
 from trisparse.prune.errors import PruningError
@@ -124,3 +125,18 @@ def _naming_obstacles(model: Any, layers: list[str]) -> dict[str, str]:
         if any(read.get(written[name] or "") != name for name in names):
             found[layer] = "transformers renames its tensors in files and does not find them again"
     return found
+
+
+def that_can_be_saved(model: nn.Module, found: Found) -> Found:
+    """The same, but chains stay that a checkpoint of a transformers model has no words for."""
+    if not hasattr(getattr(model, "config", None), "save_pretrained"):
+        return found
+    chains = []
+    merged = naming_obstacles(model, {side.layer for chain in found.chains for side in chain.sides})
+    for chain in found.chains:
+        other = [side.layer for side in chain.sides if op_type(model.get_submodule(side.layer)) != "Linear"]
+        why = f"stays: checkpoints hold smaller linear layers only, no {other[0]}; compact removes it" if other else ""
+        if not why and (inside := [side.layer for side in chain.sides if side.layer in merged]):
+            why = f"stays: {inside[0]}: {merged[inside[0]]}"
+        chains.append(chain._replace(obstacle=chain.obstacle or why))
+    return found._replace(chains=chains)

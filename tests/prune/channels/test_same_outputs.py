@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from trisparse import PruningError, compact, compress, decompress
+from trisparse.prune.channels.same_outputs import difference, outputs_of
 from trisparse.prune.deploy.layer_spec import describe
-from trisparse.prune.deploy.same_outputs import difference, outputs_of
 
 NAN, INF = float("nan"), float("inf")
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from trisparse import PruningError, compact, compress, decompress, from_pretrained, save_pretrained
+from trisparse.prune.channels.shrinking import padded
 from trisparse.prune.deploy.export import export
-from trisparse.prune.deploy.shrinking import padded
 
 
 class Block(nn.Module):

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.chains import Chain, Side
-from trisparse.prune.deploy.channel_trace import BLOCKED, ChannelTrace
-from trisparse.prune.deploy.shrinking import rows_of
+from trisparse.prune.channels.chains import Chain, Side
+from trisparse.prune.channels.channel_trace import BLOCKED, ChannelTrace
+from trisparse.prune.channels.shrinking import rows_of
 from trisparse.prune.pruner.layers import op_type
 
 _Pairs = Sequence[tuple[Tensor, Tensor]]

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from trisparse.prune.deploy.channel_rules import IN_PLACE, RULES, Call, Channels, Stays
-from trisparse.prune.deploy.layer_channels import Read, is_known, sides_of, through
-from trisparse.prune.deploy.obstacles import interference, obstacle
+from trisparse.prune.channels.channel_rules import IN_PLACE, RULES, Call, Channels, Stays
+from trisparse.prune.channels.layer_channels import Read, is_known, sides_of, through
+from trisparse.prune.channels.obstacles import interference, obstacle
 
 BLOCKED = "stays: "  # begins reasons that lie in what was done to a module, not in what the model computes
 

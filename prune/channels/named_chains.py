@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.chains import Chain, Side
-from trisparse.prune.deploy.obstacles import interference, obstacle
-from trisparse.prune.deploy.shrinking import rows_of
+from trisparse.prune.channels.chains import Chain, Side
+from trisparse.prune.channels.obstacles import interference, obstacle
+from trisparse.prune.channels.shrinking import rows_of
 from trisparse.prune.errors import one_line
 from trisparse.prune.pruner.layers import op_type
 

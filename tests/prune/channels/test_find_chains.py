@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 (as everyone writes it)
 
 from trisparse import PruningError, compact, compress, decompress, from_pretrained, save_pretrained
+from trisparse.prune.channels.same_outputs import outputs_of
 from trisparse.prune.deploy.export import export
-from trisparse.prune.deploy.same_outputs import outputs_of
 from trisparse.prune.pruner.layers import is_hf_conv1d
 
 IDS = {"input_ids": torch.arange(1, 9)[None]}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trisparse.prune.deploy.channel_rules import Channels, Stays
-from trisparse.prune.deploy.shrinking import rows_of
+from trisparse.prune.channels.channel_rules import Channels, Stays
+from trisparse.prune.channels.shrinking import rows_of
 from trisparse.prune.pruner.layers import op_type
 
 

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.prune.deploy.chains import Found
-from trisparse.prune.deploy.channel_trace import ChannelTrace
-from trisparse.prune.deploy.named_chains import channels_of, heads_of
-from trisparse.prune.deploy.same_outputs import run
-from trisparse.prune.deploy.saved_names import naming_obstacles
-from trisparse.prune.deploy.traced_chains import traced_chains
+from trisparse.prune.channels.chains import Found
+from trisparse.prune.channels.channel_trace import ChannelTrace
+from trisparse.prune.channels.named_chains import channels_of, heads_of
+from trisparse.prune.channels.same_outputs import run
+from trisparse.prune.channels.traced_chains import traced_chains
 from trisparse.prune.errors import one_line
-from trisparse.prune.pruner.layers import op_type
 
 
 @torch.no_grad()
@@ -41,18 +39,3 @@ def find_chains(model: nn.Module, example: Any = None) -> Found:
     order = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     chains = sorted([*chains, *heads_of(model)], key=lambda chain: order[chain.sides[0].layer])
     return Found(chains, reasons, note)
-
-
-def that_can_be_saved(model: nn.Module, found: Found) -> Found:
-    """The same, but chains stay that a checkpoint of a transformers model has no words for."""
-    if not hasattr(getattr(model, "config", None), "save_pretrained"):
-        return found
-    chains = []
-    merged = naming_obstacles(model, {side.layer for chain in found.chains for side in chain.sides})
-    for chain in found.chains:
-        other = [side.layer for side in chain.sides if op_type(model.get_submodule(side.layer)) != "Linear"]
-        why = f"stays: checkpoints hold smaller linear layers only, no {other[0]}; compact removes it" if other else ""
-        if not why and (inside := [side.layer for side in chain.sides if side.layer in merged]):
-            why = f"stays: {inside[0]}: {merged[inside[0]]}"
-        chains.append(chain._replace(obstacle=chain.obstacle or why))
-    return found._replace(chains=chains)
