@@ -51,9 +51,11 @@ def is_seen(*tensors: Tensor) -> bool:
 
     Where nobody does, a kernel for CPUs may be called past the dispatcher, which takes fifty times as long as the call.
     """
+    for tensor in tensors:
+        if (type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter) or not tensor.is_cpu:
+            return True
     return (
         torch.compiler.is_compiling()
-        or any(type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != "cpu" for t in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None

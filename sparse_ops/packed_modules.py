@@ -2,9 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from trisparse.sparse_ops.library import is_seen
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -40,3 +43,48 @@ def warn_of_training(layer: str) -> None:
         "training",
         stacklevel=3,
     )
+
+
+class DirectModule(nn.Module):
+    """Calls a kernel for CPUs past the dispatcher and its checks, where the weight is as it was at the last call.
+
+    Small products take microseconds, and so would all that is looked at here if it were looked at at leisure.
+    """
+
+    _direct: tuple[Any, Callable[[Tensor], Tensor] | None] = None, None
+
+    def prepared(self) -> Callable[[Tensor], Tensor] | None:
+        """The product for `[..., in]`; None where there is none. Raises ValueError for a weight that is damaged."""
+        raise NotImplementedError
+
+    def direct(self, x: Tensor, weight: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor | None:
+        """The product with x `[..., in]`; None where the operator has to make it.
+
+        Args:
+            x: what is multiplied.
+            weight: its values.
+            bias: may be None.
+            index: integers that the kernel trusts, so that it is prepared anew if something has written to them.
+        """
+        if (
+            is_seen(x, weight)
+            or x.dtype is not weight.dtype
+            or torch.autograd.forward_ad._current_level >= 0
+            or torch.is_autocast_enabled("cpu")
+            or (
+                torch.is_grad_enabled()
+                and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
+            )
+        ):
+            return None
+        key: Any = [weight.data_ptr(), bias is None or bias.data_ptr()]
+        for part in index:
+            key += part.data_ptr(), part.is_inference() or part._version
+        was, product = self._direct
+        if key != was:
+            product = self.prepared()
+            self._direct = key, product
+        return None if product is None else product(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_direct"}  # of this process alone

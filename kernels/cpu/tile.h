@@ -1,102 +1,97 @@
 // Tiles of tokens: turned over, so that a vector holds one column of several tokens, and turned back with the epilogue.
 #pragma once
 
-#include <cstdlib>
-#include <new>
+#include <algorithm>
 
 #include "epilogue.h"
+#include "scratch.h"
 #include "simd.h"
 
-// Memory of a thread that later calls find again: fresh pages cost more than a small product.
-struct Scratch {
-  void* memory = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(memory); }
+// Tokens in tiles of at most `most` vectors, as even as can be, so that little is multiplied for nothing.
+struct Tiles {
+  int64_t tokens, vectors, count;
 
-  template <class T>
-  T* take(size_t count) {
-    size_t wanted = (count * sizeof(T) + 127) / 64 * 64;
-    if (wanted > size) {
-      std::free(memory);
-      memory = std::aligned_alloc(64, wanted);
-      size = memory ? wanted : 0;
-      if (!memory) throw std::bad_alloc();
-    }
-    return static_cast<T*>(memory);
-  }
+  Tiles(int64_t tokens, int64_t most)
+      : tokens(tokens), vectors((tokens + LANES - 1) / LANES), count((vectors + most - 1) / most) {}
+  int64_t begin(int64_t tile) const { return vectors * tile / count * LANES; }
+  int64_t width(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 };
 
-// Tokens [first, first + count) of x [tokens, cols] as tile [cols rounded up to `high`, width]; the rest is zero.
+// Columns [k, end) of tokens [first, first + count) of x [tokens, cols] as tile [end - k, width]; zero where x has none.
+// A row of tokens at a time: the pages of more than sixteen of them are too many for the processor to look up.
 template <class Value>
-static void turn_over(
-    const Value* x, int64_t cols, int64_t high, int64_t first, int64_t count, int64_t width, float* tile) {
-  for (int64_t k = 0; k < high; k += LANES) {
-    int64_t wide = std::min<int64_t>(LANES, cols - k), rows = std::min<int64_t>(LANES, high - k);
-    for (int64_t t = 0; t < width; t += LANES) {
+[[gnu::noinline]] static void turn_over(
+    const Value* x, int64_t cols, int64_t k, int64_t end, int64_t first, int64_t count, int64_t width, float* tile) {
+  int64_t high = end - k;
+  for (int64_t t = 0; t < width; t += LANES) {
+    int64_t tokens = std::min<int64_t>(LANES, count - t);
+    for (int64_t i = 0; i < high; i += LANES) {
+      const Value* from = x + (first + t) * cols + k + i;
+      float* to = tile + i * width + t;
       Vec block[LANES];
+      if (tokens == LANES && k + i + LANES <= cols) {
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) block[i] = Vec{};
-      int64_t tokens = std::min<int64_t>(LANES, count - t);
-      if (wide == LANES && tokens == LANES) {
-        const Value* from = x + (first + t) * cols + k;
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) block[i] = load_floats(from + i * cols);
+        for (int j = 0; j < LANES; j++) block[j] = load_floats(from + j * cols);
       } else {
-        for (int64_t i = 0; i < tokens; i++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) block[j] = Vec{};
+        for (int64_t j = 0; j < tokens; j++) {
           float part[LANES] = {};
-          for (int64_t j = 0; j < wide; j++) part[j] = to_float(x[(first + t + i) * cols + k + j]);
-          block[i] = load<Vec>(part);
+          for (int64_t l = 0; l < LANES && k + i + l < cols; l++) part[l] = to_float(from[j * cols + l]);
+          block[j] = load<Vec>(part);
         }
       }
       transpose(block);
-      for (int64_t i = 0; i < rows; i++) store(tile + (k + i) * width + t, block[i]);
+      if (i + LANES <= high) {
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) store(to + j * width, block[j]);
+      } else {
+        for (int64_t j = 0; j < high - i; j++) store(to + j * width, block[j]);
+      }
     }
   }
 }
 
-// Where rows of a tile of outputs go: row i is row `first + i` of the matrix, or rows[i].
-struct Outputs {
-  int64_t first;
-  const int32_t* rows;  // null where they lie one after the other
-  int64_t limit;        // rows from here on only fill up
-
-  int64_t of(int64_t i) const { return rows ? rows[i] : first + i; }
-};
-
-// A tile of outputs [high, width], high a multiple of LANES, into y [tokens, stride] with bias and activation.
+// Rows of a tile of sums [count, width] into y [tokens, stride] with bias and activation. Row i is row `first + i` of the
+// matrix, or, where `rows` is there, rows[i]; what lies beyond `stride` only fills up. The tile has room for more rows.
 template <class Activate, class Value>
-static void turn_back(
-    Activate activate, const float* tile, int64_t high, int64_t width, const Outputs& rows, const Value* bias, int64_t first, int64_t count, int64_t stride, Value* y) {
-  for (int64_t r = 0; r < high; r += LANES) {
-    float shift[LANES];
-    bool is_whole = !rows.rows && rows.of(r) + LANES <= rows.limit;
-    for (int i = 0; i < LANES; i++) {
-      int64_t row = rows.of(r + i);
-      shift[i] = bias && row < rows.limit ? to_float(bias[row]) : 0.0f;
-    }
-    Vec shifts = load<Vec>(shift);
-    for (int64_t t = 0; t < count; t += LANES) {
+[[gnu::noinline]] static void turn_back(
+    Activate activate, const float* tile, int64_t count, int64_t width, int64_t first, const int32_t* rows,
+    const Value* bias, int64_t token, int64_t tokens, int64_t stride, Value* y) {
+  for (int64_t t = 0; t < tokens; t += LANES) {
+    for (int64_t i = 0; i < count; i += LANES) {
+      int64_t high = std::min<int64_t>(LANES, count - i), wide = std::min<int64_t>(LANES, tokens - t);
+      Value* to = y + (token + t) * stride;
       Vec block[LANES];
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) block[i] = load<Vec>(tile + (r + i) * width + t);
+      for (int j = 0; j < LANES; j++) block[j] = load<Vec>(tile + (i + j) * width + t);
       transpose(block);
-      int64_t tokens = std::min<int64_t>(LANES, count - t);
-      for (int64_t i = 0; i < tokens; i++) {
-        Vec out = activate(block[i] + shifts);
-        Value* to = y + (first + t + i) * stride;
-        if (is_whole) {
-          store_floats(to + rows.of(r), out);
-        } else {
-          for (int j = 0; j < LANES; j++)
-            if (rows.of(r + j) < rows.limit) store_float(to + rows.of(r + j), out[j]);
-        }
+      if (!rows && high == LANES && wide == LANES && first + i + LANES <= stride) {
+        Vec shift = bias ? load_floats(bias + first + i) : Vec{};
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) store_floats(to + j * stride + first + i, activate(block[j] + shift));
+        continue;
+      }
+      float shift[LANES] = {};
+      int64_t row[LANES];
+      for (int64_t l = 0; l < high; l++) {
+        row[l] = rows ? rows[i + l] : first + i + l;
+        if (bias && row[l] < stride) shift[l] = to_float(bias[row[l]]);
+      }
+      for (int64_t j = 0; j < wide; j++) {
+        Vec out = activate(block[j] + load<Vec>(shift));
+        for (int64_t l = 0; l < high; l++)
+          if (row[l] < stride) store_float(to + j * stride + row[l], out[l]);
       }
     }
   }
 }
 
-// How many vectors of tokens a tile has: at most `most`, so that the last tile is filled best.
-static inline int64_t vectors_of(int64_t tokens, int64_t most) {
-  int64_t tiles = (tokens + most * LANES - 1) / (most * LANES);
-  return (tokens + tiles * LANES - 1) / (tiles * LANES);
+template <class Value>
+static void turn_back(
+    const float* tile, int64_t count, int64_t width, int64_t first, const int32_t* rows, const Value* bias,
+    int64_t activation, int64_t token, int64_t tokens, int64_t stride, Value* y) {
+  with_activation(activation, [&](auto activate) {
+    turn_back(activate, tile, count, width, first, rows, bias, token, tokens, stride, y);
+  });
 }

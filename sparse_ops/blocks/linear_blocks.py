@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,18 @@ from trisparse.sparse_ops.blocks.packed_blocks import (
 )
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
 from trisparse.sparse_ops.lazy_weight import guarded, lazy_weight
-from trisparse.sparse_ops.packed_modules import autocast_dtype, check_exporter, sparing_integers, warn_of_training
+from trisparse.sparse_ops.packed_modules import (
+    DirectModule,
+    autocast_dtype,
+    check_exporter,
+    sparing_integers,
+    warn_of_training,
+)
 
 _STORED = ("columns", "pointers", "order")
 
 
-class LinearBlocks(nn.Module):
+class LinearBlocks(DirectModule):
     """`nn.Linear` that keeps only the blocks of its weight that are not all zero; made by `from_linear`.
 
     Made like an `nn.Linear` its weight is zero, for a state_dict to be loaded. `state_dict` has `values`
@@ -61,7 +67,7 @@ class LinearBlocks(nn.Module):
 
         Args:
             linear: of any size.
-            block: `(n, 1)` with n = 4, 8, 16, 32, or n and m from 16, 32, 64, 128.
+            block: `(n, 1)` with n = 1, 2, 4, 8, 16, 32, or n and m from 16, 32, 64, 128.
             run: rows that stay together, as `pack_blocks` takes it.
             transposed: index W by column too, so that the gradient of the input need not unpack it.
 
@@ -108,11 +114,22 @@ class LinearBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        own, held = self._parameters, self._buffers  # past nn.Module's look-up, which takes as long as a small product
+        index: Any = held["columns"], held["pointers"], held["order"]
+        y = self.direct(x, cast(Tensor, own["values"]), own.get("bias"), *index)
+        if y is not None:
+            return y
         check_exporter("LinearBlocks")
         if not torch.compiler.is_compiling():
             self._check_index()
         product = vector_spmm if self.block[1] == 1 else block_spmm
         return product(x if autocast_dtype(x) is None else x.to(self.values.dtype), self.matrix, self.bias)
+
+    def prepared(self) -> Callable[[Tensor], Tensor] | None:
+        from trisparse.kernels.cpu.spmm import prepare
+
+        self._check_index()
+        return prepare(self.matrix, self.bias, "none")
 
     def _check_index(self) -> None:
         """ValueError where something wrote to the index since it was made, and no kernel may read it.

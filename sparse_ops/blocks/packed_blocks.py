@@ -1,9 +1,9 @@
 """Matrices of which only blocks that hold something are stored: column vectors N x 1, and blocks N x M.
 
 Format. The rows of a matrix, in runs that stay together, are put in an order and cut into groups of N. Of each group
-those blocks are stored, one *slot* each, that are not all zero; groups with more slots come first, and for vectors a
-group's slots are filled up to a multiple of 16, the depth of a tensor-core step. Example, vectors 2 x 1 (written
-without the filling), rows in runs of 1:
+those blocks are stored, one *slot* each, that are not all zero, by ascending column; groups with more slots come first,
+and for vectors of four rows and more a group's slots are filled up to a multiple of 16, the depth of a tensor core.
+Example, vectors 2 x 1, rows in runs of 1:
 
         0  0  5  0         order     [1, 3, 0, 2]      row 1 and row 3 share their columns, 0 and 2 too
         1  0  0  2         values    [[1, 3], [2, 4], [5, 6]]
@@ -26,7 +26,8 @@ from trisparse.sparse_ops.blocks.group_rows import group_rows
 from trisparse.sparse_ops.checks import check_dtype
 
 STEP = 16  # slots of vectors that tensor cores take at once
-HEIGHTS = (4, 8, 16, 32)  # of vectors
+HEIGHTS = (1, 2, 4, 8, 16, 32)  # of vectors; 1 is single weights
+LOWEST = 4  # height for which GPUs have kernels; lower vectors are for CPUs, and unpacked elsewhere
 SIDES = (16, 32, 64, 128)  # of blocks
 SCHEMA = (  # a `PackedBlocks` among an operator's arguments
     "Tensor values, Tensor columns, Tensor pointers, Tensor order, Tensor slots_t, Tensor groups_t,"
@@ -80,7 +81,7 @@ class PackedBlocks(NamedTuple):
 
 def step_of(block: tuple[int, int]) -> int:
     """Of what the slots of a group are a multiple."""
-    return STEP if block[1] == 1 else 1
+    return STEP if block[1] == 1 and block[0] >= LOWEST else 1
 
 
 def check_block(block: tuple[int, int]) -> None:
@@ -98,7 +99,7 @@ def pack_blocks(
 
     Args:
         weight: `[rows, cols]`; sides that the block does not divide are padded with zeros.
-        block: `(n, 1)` with n = 4, 8, 16, 32, or n and m from 16, 32, 64, 128.
+        block: `(n, 1)` with n = 1, 2, 4, 8, 16, 32, or n and m from 16, 32, 64, 128.
         run: rows that stay together, a divisor of n; with fewer than n, runs of similar columns are grouped
             (`group_rows`), so that fewer blocks are stored. For vectors only; n unless given.
         transposed: index the slots by column too, for the gradient of the input.
@@ -184,20 +185,39 @@ def unpack_blocks(matrix: PackedBlocks) -> Tensor:
     return dense.view(high, wide + m)[: matrix.rows, : matrix.cols].contiguous()
 
 
+def _are_columns(matrix: PackedBlocks, wide: int, step: int | None) -> bool:
+    """Whether every group has ascending block columns, and then perhaps -1, which fills up to a multiple of `step`.
+
+    Without a step, since the groups are not known, only whether they are columns at all.
+    """
+    columns = matrix.columns.long()
+    if bool(((columns < (0 if step == 1 else -1)) | (columns >= wide)).any()):
+        return False
+    if step is None or len(columns) < 2:
+        return True
+    before, after = columns[:-1], columns[1:]
+    rises = ((after > before) & (before >= 0)) | (after < 0)
+    starts = matrix.pointers.long()
+    rises[starts[(starts > 0) & (starts < len(columns))] - 1] = True  # another group's
+    return bool(rises.all())
+
+
 def check_blocks(matrix: PackedBlocks) -> None:
     """Raise ValueError for a matrix that a kernel must not read; waits for the device."""
     check_block(matrix.block)
     n, m = matrix.block
     groups, step = -(-matrix.rows // n), step_of(matrix.block)
     slots, wide = len(matrix.values), -(-matrix.cols // m)
+    are_pointers = (
+        matrix.pointers.shape == (groups + 1,)
+        and int(matrix.pointers[0]) == 0
+        and int(matrix.pointers[-1]) == slots
+        and not bool((matrix.pointers.diff() < 0).any() | (matrix.pointers % step != 0).any())
+    )
     wrong = {
         "run": matrix.run < 1 or n % matrix.run != 0 or (m > 1 and matrix.run != n),
-        "columns": matrix.columns.shape != (slots,)
-        or bool(((matrix.columns < (-1 if m == 1 else 0)) | (matrix.columns >= wide)).any()),
-        "pointers": matrix.pointers.shape != (groups + 1,)
-        or int(matrix.pointers[0]) != 0
-        or int(matrix.pointers[-1]) != slots
-        or bool((matrix.pointers.diff() < 0).any() | (matrix.pointers % step != 0).any()),
+        "columns": matrix.columns.shape != (slots,) or not _are_columns(matrix, wide, step if are_pointers else None),
+        "pointers": not are_pointers,
         "longest": matrix.longest != (int(matrix.pointers.diff().max()) if groups else 0),
     }
     runs = groups * n // max(matrix.run, 1)

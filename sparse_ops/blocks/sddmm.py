@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, places
+from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, places
 from trisparse.sparse_ops.library import define
 
 
@@ -21,7 +21,8 @@ def sddmm_reference(grad, x, *matrix) -> Tensor:
 def _kernel(grad, x, *matrix) -> Tensor:
     from trisparse.kernels.gpu.sddmm import sddmm
 
-    return sddmm(grad, x, PackedBlocks(*matrix))
+    packed = PackedBlocks(*matrix)
+    return sddmm(grad, x, packed) if packed.block[0] >= LOWEST else sddmm_reference(grad, x, *matrix)
 
 
 define(

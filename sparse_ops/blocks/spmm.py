@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear, relu
 
-from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, unpack_blocks
+from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm
 from trisparse.sparse_ops.blocks.spmm_t import spmm_t
 from trisparse.sparse_ops.checks import check_device
@@ -60,7 +60,7 @@ def define_product(name: str, kernel: Callable[..., Tensor]) -> None:
 
     def run(x, *rest) -> Tensor:
         matrix, (bias, activation) = PackedBlocks(*rest[:_PARTS]), rest[_PARTS:]
-        if not matrix.cols:
+        if not matrix.cols or matrix.values.shape[1] < LOWEST:
             return product_reference(x, *rest)
         return kernel(x, matrix, None if bias is None else bias.contiguous(), activation)
 

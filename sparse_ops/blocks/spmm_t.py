@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trisparse.sparse_ops.blocks.packed_blocks import SCHEMA, PackedBlocks, unpack_blocks
+from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
 from trisparse.sparse_ops.library import define
 
 
@@ -18,7 +18,7 @@ def _kernel(grad, *rest) -> Tensor:
     from trisparse.kernels.gpu.spmm_t import spmm_t
 
     matrix = PackedBlocks(*rest)
-    return spmm_t(grad, matrix) if matrix.rows else spmm_t_reference(grad, *rest)
+    return spmm_t(grad, matrix) if matrix.rows and matrix.block[0] >= LOWEST else spmm_t_reference(grad, *rest)
 
 
 define(

@@ -22,7 +22,8 @@ def vector_spmm(x: Tensor, matrix: PackedBlocks, bias: Tensor | None = None, act
     """`activation(x @ W.T + bias)` with W packed in column vectors N x 1 by `pack_blocks`.
 
     On a GPU the columns of x that a group of N rows needs are gathered and multiplied on tensor cores; up to 8 tokens
-    are multiplied without them. On a CPU W is unpacked. Differentiable once, by x, `matrix.values` and bias: the
+    are multiplied without them, and for N below 4 W is unpacked. On a CPU the kernel is `kernels/cpu/spmm.cpp`, for
+    float32 and bfloat16; otherwise W is unpacked. Differentiable once, by x, `matrix.values` and bias: the
     gradient of the values is computed only where they are stored, that of x by W's index of columns if it was packed
     with `transposed`, else by W unpacked. Source: Chen et al. 2021, *Efficient tensor core-based GPU kernels for
     structured sparsity under reduced precision* (SC).
@@ -34,7 +35,7 @@ def vector_spmm(x: Tensor, matrix: PackedBlocks, bias: Tensor | None = None, act
         activation: `none`, `relu`, `gelu` or `gelu_tanh`.
 
     Returns:
-        `[..., rows]` of the dtype of x, accumulated in fp32 on a GPU.
+        `[..., rows]` of the dtype of x, accumulated in fp32 where there is a kernel.
 
     Raises:
         ValueError: a shape, block, device or activation that does not fit.

@@ -1,5 +1,6 @@
 """The C++ products: under sanitizers over odd shapes, against fp64, the same on any number of threads."""
 
+import pickle
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,7 +17,7 @@ from trisparse.sparse_ops import LinearBlocks, block_spmm, pack_blocks, vector_s
 from trisparse.sparse_ops.blocks.spmm import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-BLOCKS = [(4, 1), (8, 1), (16, 1), (32, 1), (16, 16), (32, 64)]
+BLOCKS = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (16, 16), (32, 64)]
 
 
 def operands(block, rows, cols, tokens, density=0.3, dtype=torch.float32, run=None):
@@ -62,6 +63,44 @@ def test_any_packing(block, rows, cols, tokens, density, split, seed):
     x, weight, matrix, bias = operands(block, rows, cols, tokens, density, run=run)
     found = spmm(x, matrix, bias, "none")
     torch.testing.assert_close(found, linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_kernel_does_not_read_is_left_to_the_operator():
+    x, weight, matrix, bias = operands((4, 1), 8, 40_000, 5)
+    assert matrix.columns.dtype == torch.int32
+    assert spmm(x, matrix, bias, "none") is None
+    torch.testing.assert_close(vector_spmm(x, matrix, bias), linear(x, weight, bias), rtol=1e-4, atol=1e-3)
+    x, weight, matrix, bias = operands((4, 1), 8, 40, 5)
+    layer = LinearBlocks.from_linear(torch.nn.Linear(40, 8), (4, 1)).eval()
+    layer(x)
+    layer.bias = torch.nn.Parameter(torch.zeros(7), requires_grad=False)
+    with pytest.raises(ValueError, match=r"bias: want \[8\]"):
+        layer(x)
+    layer.bias = None
+    with pytest.raises(ValueError, match=r"x: want \[..., 40\]"):
+        layer(x[:, 1:])
+    layer.columns[0] = 127
+    with pytest.raises(ValueError, match="columns"):
+        layer(x)
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_a_layer_multiplies_with_the_weight_it_has_now(tokens):
+    layer, other = (LinearBlocks.from_linear(torch.nn.Linear(40, 16), (4, 1)).eval() for _ in range(2))
+    x, want = torch.randn(2, tokens, 40), []
+    for source in (layer, other):
+        want.append(source.to_linear()(x).detach())
+    torch.testing.assert_close(layer(x), want[0])
+    pickled = pickle.loads(pickle.dumps(layer))
+    layer.load_state_dict(other.state_dict())
+    torch.testing.assert_close(layer(x), want[1])
+    layer.values.data = pickled.values.data
+    layer.bias.copy_(pickled.bias)
+    torch.testing.assert_close(layer(x), want[0])
+    torch.testing.assert_close(pickled(x), want[0])
+    torch.testing.assert_close(layer.bfloat16()(x.bfloat16()).float(), want[0], rtol=0.05, atol=0.05)
+    with torch.inference_mode():
+        torch.testing.assert_close(other(x), want[1])
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 100])
