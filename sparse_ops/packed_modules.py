@@ -57,18 +57,21 @@ class DirectModule(nn.Module):
         """The product for `[..., in]`; None where there is none. Raises ValueError for a weight that is damaged."""
         raise NotImplementedError
 
-    def direct(self, x: Tensor, weight: Tensor, bias: Tensor | None, *index: Tensor) -> Tensor | None:
+    def direct(
+        self, x: Tensor, dtype: torch.dtype, weight: Tensor, bias: Tensor | None, *index: Tensor
+    ) -> Tensor | None:
         """The product with x `[..., in]`; None where the operator has to make it.
 
         Args:
             x: what is multiplied.
-            weight: its values.
+            dtype: of the weight's values.
+            weight: holds them.
             bias: may be None.
             index: integers that the kernel trusts, so that it is prepared anew if something has written to them.
         """
         if (
             is_seen(x, weight)
-            or x.dtype is not weight.dtype
+            or x.dtype is not dtype
             or torch.autograd.forward_ad._current_level >= 0
             or torch.is_autocast_enabled("cpu")
             or (

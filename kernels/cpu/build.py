@@ -26,7 +26,7 @@ from pathlib import Path
 from trisparse.kernels.cache import cache_folder, instructions, locked, processor
 
 SOURCES = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
 _INSTEAD = "packed layers are multiplied by plain PyTorch, which unpacks them each time"
 
 
@@ -95,15 +95,24 @@ def _key(compiler: str, options: list[str]) -> str:
 
 def _compile(compiler: str, options: list[str], path: Path) -> None:
     sys.stderr.write("trisparse: compiling kernels for this CPU, once; takes some seconds\n")
-    sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
     with tempfile.TemporaryDirectory(dir=path.parent) as half:
+        sources = sorted(SOURCES.glob("*.cpp"))
+        objects = [str(Path(half) / f"{source.stem}.o") for source in sources]
+        _run([[compiler, *options, "-c", str(source), "-o", to] for source, to in zip(sources, objects, strict=True)])
         made = Path(half) / path.name
-        run = subprocess.run([compiler, *options, *sources, "-o", str(made)], capture_output=True, text=True)
-        if run.returncode:
-            line = next((line for line in run.stderr.splitlines() if "error" in line), f"exit status {run.returncode}")
-            raise _Unavailable(f"{compiler} can't compile the kernels ({line.strip()[:200]})")
+        _run([[compiler, *options, "-shared", *objects, "-o", str(made)]])
         made.chmod(0o700)
         made.replace(path)
+
+
+def _run(commands: list[list[str]]) -> None:
+    """All at once; raises _Unavailable with the compiler's first error."""
+    runs = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands]
+    told = [run.communicate()[1] for run in runs]
+    for command, run, text in zip(commands, runs, told, strict=True):
+        if run.returncode:
+            line = next((line for line in text.splitlines() if "error" in line), f"exit status {run.returncode}")
+            raise _Unavailable(f"{command[0]} can't compile the kernels ({line.strip()[:200]})")
 
 
 def _make_safe(folder: Path) -> None:

@@ -66,3 +66,22 @@ static inline void with_activation(int64_t activation, Run run) {
       return run([](Vec x) { return x; });
   }
 }
+
+// Sums [tokens, stride] into y [tokens, rows] with bias and activation.
+template <class Value>
+static void finish(
+    const float* sums, int64_t stride, int64_t tokens, const Value* bias, int64_t activation, Value* y, int64_t rows) {
+  with_activation(activation, [&](auto activate) {
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t row = 0; row < rows; row += LANES) {
+        Value* to = y + t * rows + row;
+        Vec sum = load<Vec>(sums + t * stride + row);
+        if (row + LANES <= rows) {
+          store_floats(to, activate(bias ? sum + load_floats(bias + row) : sum));
+          continue;
+        }
+        for (int64_t j = 0; row + j < rows; j++)
+          store_float(to + j, activate(all(bias ? sum[j] + to_float(bias[row + j]) : (float)sum[j]))[0]);
+      }
+  });
+}

@@ -6,7 +6,19 @@
 #include <type_traits>
 #include "tile.h"
 
-constexpr int64_t BLOCK = 64;  // rows whose sums wait in the first-level cache to be turned back
+constexpr int64_t HELD = 1280 << 10;  // bytes of the second-level cache that tokens turned over may take
+
+// Sums made side by side, where fewer would wait for one another; shorter sums also round less.
+constexpr int chains(int sums) { return sums == 1 ? 4 : sums <= 4 ? 2 : 1; }
+
+// Values as floats, in memory of the thread where they are not.
+static inline const float* as_floats(const float* values, int64_t, Scratch&, int64_t) { return values; }
+static inline const float* as_floats(const bf16* values, int64_t count, Scratch& memory, int64_t threads) {
+  float* floats = memory.take<float>(count);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t i = 0; i < count; i++) floats[i] = to_float(values[i]);
+  return floats;
+}
 
 // Calls `run` with `vectors`, 1 to MOST, as a constant.
 template <int MOST, class Run>
@@ -21,7 +33,8 @@ static void with_vectors(int64_t vectors, Run run) {
 //   height                   rows of a group
 //   groups                   how many
 //   most                     vectors of tokens that a tile may have
-//   span(width)              columns that a tile of this width may have, a multiple of what a block has
+//   block                    groups whose sums are made together
+//   span(width)              columns of a tile of this width that one look at a group takes, in whole blocks
 //   rounded(columns)         up to whole blocks
 //   start(group)             where the group begins, as `add` takes it
 //   rows_of(from, to, into)  where the rows of some groups lie; false where they lie one after the other
@@ -30,33 +43,37 @@ template <class Weight, class Value>
 static void multiply_tiles(
     const Weight& w, const Value* x, const Value* bias, int64_t activation, Value* y, int64_t tokens, int64_t threads) {
   Tiles tiles(tokens, w.most);
-  int64_t parts = tiles.count >= threads ? 1 : threads, groups = w.groups;
+  int64_t parts = tiles.count >= threads ? 1 : threads, groups = w.groups, cols = w.rounded(w.cols);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
   for (int64_t task = 0; task < tiles.count * parts; task++) {
     static thread_local Scratch tile_memory, sums_memory, next_memory, rows_memory;
     int64_t number = task / parts, part = task % parts;
     int64_t token = tiles.begin(number), width = tiles.width(number), count = std::min(width, tokens - token);
     int64_t from = groups * part / parts, to = groups * (part + 1) / parts;
-    int64_t span = std::min(w.span(width), w.rounded(w.cols)), spans = (w.cols + span - 1) / span;
-    // with one span sums go back at once; with several all rows have to wait for the last
-    int64_t block = spans > 1 ? to - from : std::max<int64_t>(BLOCK / w.height, 1);
-    float* tile = tile_memory.take<float>((span + LANES) * width);
-    float* sums = sums_memory.take<float>((block * w.height + LANES) * width);
-    int32_t* next = next_memory.take<int32_t>(block);
-    int32_t* rows = rows_memory.take<int32_t>(block * w.height);
-    for (int64_t g = from; g < to; g += block) {
-      int64_t last = std::min(g + block, to);
-      for (int64_t i = g; i < last; i++) next[i - g] = w.start(i);
-      for (int64_t k = 0; k < w.cols; k += span) {
-        int64_t end = std::min(k + span, w.cols);
-        if (spans > 1 || g == from) turn_over(x, w.cols, k, w.rounded(end), token, count, width, tile);
-        with_vectors<Weight::most>(width / LANES, [&](auto vectors) {
-          w.template add<vectors()>(tile, k, end, g, last, next, sums);
-        });
+    int64_t span = std::min(w.span(width), cols);
+    int64_t held = std::min(std::max<int64_t>(HELD / (width * sizeof(float)) / span, 1) * span, cols);
+    bool is_whole = held >= cols;  // sums go back at once; otherwise all have to wait for the last columns
+    float* tile = tile_memory.take<float>((held + LANES) * width);
+    float* sums = sums_memory.take<float>(((is_whole ? w.block : to - from) * w.height + LANES) * width);
+    int32_t* next = next_memory.take<int32_t>(to - from);
+    int32_t* rows = rows_memory.take<int32_t>(w.block * w.height);
+    for (int64_t g = from; g < to; g++) next[g - from] = w.start(g);
+    for (int64_t begin = 0; begin < cols; begin += held) {
+      int64_t end = std::min(begin + held, cols);
+      turn_over(x, w.cols, begin, end, token, count, width, tile);
+      for (int64_t g = from; g < to; g += w.block) {
+        int64_t last = std::min(g + w.block, to), size = w.height * width;
+        float* at = is_whole ? sums : sums + (g - from) * size;
+        for (int64_t k = begin; k < end; k += span)
+          with_vectors<Weight::most>(width / LANES, [&](auto vectors) {
+            w.template add<vectors()>(
+                tile + (k - begin) * width, k, std::min(k + span, end), g, last, next + (g - from), at);
+          });
+        if (end < cols) continue;
+        bool is_moved = w.rows_of(g, last, rows);
+        turn_back(at, (last - g) * w.height, width, g * w.height, is_moved ? rows : nullptr, bias, activation, token, count,
+                  w.rows, y);
       }
-      bool is_moved = w.rows_of(g, last, rows);
-      turn_back(sums, (last - g) * w.height, width, g * w.height, is_moved ? rows : nullptr, bias, activation, token, count,
-                w.rows, y);
     }
   }
 }

@@ -79,3 +79,13 @@ static inline void transpose_from(Vec (&rows)[LANES]) {
 
 // A square of LANES rows: lane j of row i becomes lane i of row j.
 static inline void transpose(Vec (&rows)[LANES]) { transpose_from<1>(rows); }
+
+// Lane i is the sum of all lanes of rows[i].
+static inline Vec totals(Vec (&rows)[LANES]) {
+  transpose(rows);
+#pragma GCC unroll 4
+  for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; i++) rows[i] += rows[i + half];
+  return rows[0];
+}

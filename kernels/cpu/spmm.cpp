@@ -11,11 +11,13 @@ namespace {
 
 // Bytes that a span of columns may take of the first-level cache, if need be with what it would push out, and of the second.
 constexpr int64_t FIRST_CACHE = 36 << 10, SECOND_CACHE = 512 << 10;
+constexpr int64_t BLOCK = 64;  // rows whose sums are made together
+constexpr int64_t LONGEST = 1024;  // columns of a span, since a sum of more rounds more
 constexpr int64_t ENOUGH = 24;  // slots of a group in a span that are worth the look at the next group
 
 constexpr int most_vectors(int height) {
   // sums, a vector of tokens for each, and one broadcast have to fit the registers
-  return height == 4 && REGISTERS == 16 ? 3 : 6;
+  return height == 4 && REGISTERS == 16 ? 3 : height == 1 && REGISTERS == 32 ? 8 : 6;
 }
 
 template <int HEIGHT, bool IS_BLOCK>
@@ -23,14 +25,15 @@ struct Vectors {
   const Matrix& w;
   const float* values;
   const int32_t* stored;  // which stored group has the rows of each group of outputs
-  int64_t rows, cols, height, groups;
+  int64_t rows, cols, height, groups, block;
   static constexpr int most = most_vectors(HEIGHT);
 
   Vectors(const Matrix& w, const float* values, const int32_t* stored)
-      : w(w), values(values), stored(stored), rows(w.rows), cols(w.cols), height(w.n), groups(w.groups()) {}
+      : w(w), values(values), stored(stored), rows(w.rows), cols(w.cols), height(w.n), groups(w.groups()),
+        block(std::max<int64_t>(BLOCK / w.n, 1)) {}
 
   int64_t span(int64_t width) const {
-    int64_t column = width * sizeof(float), size = SECOND_CACHE / column, slots = w.pointers[groups] + 1;
+    int64_t column = width * sizeof(float), size = std::min(SECOND_CACHE / column, LONGEST), slots = w.pointers[groups] + 1;
     if (HEIGHT < 4) size = std::clamp(ENOUGH * groups * cols / slots, FIRST_CACHE / column, 2 * FIRST_CACHE / column);
     int64_t spans = (cols + size - 1) / size;
     return rounded((cols + spans - 1) / spans);
@@ -47,7 +50,7 @@ struct Vectors {
   template <int VECTORS>
   [[gnu::noinline]] void add(
       const float* tile, int64_t k, int64_t end, int64_t from, int64_t to, int32_t* next, float* sums) const {
-    const uint32_t limit = (uint32_t)(rounded(end) / w.m);
+    const uint32_t limit = (uint32_t)(end / w.m);
     const int64_t m = IS_BLOCK ? w.m : 1, n = w.n, size = n * m;
     const uintptr_t zero = (uintptr_t)tile - k * VECTORS * sizeof(Vec);  // where column 0 would be
     for (int64_t g = from; g < to; g++) {
@@ -70,9 +73,9 @@ struct Vectors {
       uintptr_t zero, const int16_t* at, const int16_t* last, uint32_t limit, const float* value, int64_t size, int64_t m,
       float* sums, bool is_first) {
     constexpr int WIDTH = VECTORS * LANES;
-    constexpr int CHAINS = HEIGHT * VECTORS <= 4 ? 2 : 1;  // sums side by side, for what one takes to be ready again
+    constexpr int CHAINS = chains(HEIGHT * VECTORS);
     Vec acc[CHAINS][HEIGHT][VECTORS];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int c = 0; c < CHAINS; c++)
 #pragma GCC unroll 4
       for (int h = 0; h < HEIGHT; h++)
@@ -90,18 +93,19 @@ struct Vectors {
       }
     };
     // what fills up is -1, and so beyond any limit
-    if constexpr (CHAINS == 2)
-      for (; at + 1 < last && (uint32_t)at[1] < limit; at += 2, value += 2 * size) {
-        add(acc[0], at[0], value);
-        add(acc[1], at[1], value + size);
-      }
+    if constexpr (CHAINS > 1)
+      for (; at + CHAINS <= last && (uint32_t)at[CHAINS - 1] < limit; at += CHAINS, value += CHAINS * size)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) add(acc[c], at[c], value + c * size);
     for (; at < last && (uint32_t)*at < limit; at++, value += size) add(acc[0], *at, value);
 #pragma GCC unroll 4
     for (int h = 0; h < HEIGHT; h++)
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) {
         float* sum = sums + h * WIDTH + v * LANES;
-        Vec found = CHAINS == 2 ? acc[0][h][v] + acc[CHAINS - 1][h][v] : acc[0][h][v];
+        Vec found = acc[0][h][v];
+#pragma GCC unroll 4
+        for (int c = 1; c < CHAINS; c++) found += acc[c][h][v];
         store(sum, is_first ? found : found + load<Vec>(sum));
       }
     return at;
@@ -115,14 +119,7 @@ void product_of_many(
   int64_t groups = w.groups(), count = w.pointers[groups] * w.n * w.m;
   int32_t* stored = order_memory.take<int32_t>(groups);
   for (int64_t g = 0; g < groups; g++) stored[w.run == w.n ? w.order[g] : g] = (int32_t)g;
-  const float* values = static_cast<const float*>(w.values);
-  if constexpr (!std::is_same_v<Value, float>) {
-    float* floats = values_memory.take<float>(count);
-    const Value* from = static_cast<const Value*>(w.values);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t i = 0; i < count; i++) floats[i] = to_float(from[i]);
-    values = floats;
-  }
+  const float* values = as_floats(static_cast<const Value*>(w.values), count, values_memory, threads);
   auto run = [&](auto weight) { multiply_tiles(weight, x, bias, activation, y, tokens, threads); };
   if (w.m > 1) return run(Vectors<4, true>(w, values, stored));
   return run(Vectors<HEIGHT, false>(w, values, stored));

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.kernels.cpu.spmm import runs_packed
+from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.prune.deploy.compression_report import CompressedLayer
 from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
 from trisparse.prune.deploy.speed_model import GAIN, expected_gain

@@ -11,7 +11,7 @@ from trisparse.kernels.layouts_24 import packed_size
 from trisparse.prune.channels.shrinking import padded
 from trisparse.prune.pruner.layers import is_hf_conv1d
 from trisparse.sparse_ops import Linear24, LinearBlocks
-from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, SIDES, step_of
+from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, LOWEST, SIDES, step_of
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 
 _WORTH = 0.95  # of a dense weight's bytes; above it packing gains nothing
@@ -42,7 +42,9 @@ class Format(NamedTuple):
 
     def __str__(self) -> str:
         n, m = self.block
-        return self.kind if self.block == (1, 1) else f"{n}x{m}" + (f" of {self.run}x1" if self.is_regrouped else "")
+        if self.kind not in ("vectors", "blocks"):
+            return self.kind
+        return f"{n}x{m}" + (f" of {self.run}x1" if self.is_regrouped else "")
 
 
 def matrix_of(layer: Any) -> Tensor:
@@ -74,11 +76,13 @@ def formats_of(weight: Tensor) -> list[Format]:
     if fits_24 and bool((kept.unflatten(1, (-1, 4)).sum(-1) <= 2).all()):
         _, elements = packed_size(len(weight), weight.shape[1], layout_24(weight.device), size)
         found.append(Format("2:4", stored=0.5, nbytes=elements * size))
-    blocks = {(n, m): _blocks(kept, n, m) for n, m in [(1, 1), *((n, 1) for n in HEIGHTS), *((n, n) for n in SIDES)]}
+    blocks = {(n, m): _blocks(kept, n, m) for n, m in [*((n, 1) for n in HEIGHTS), *((n, n) for n in SIDES)]}
     share = {(n, m): float(found.sum()) * n * m / max(cells, 1) for (n, m), found in blocks.items()}
     whole = [n for n in HEIGHTS if share[n, 1] <= share[1, 1] * 1.02]
     run = max(whole, default=1)
-    for n, m in [*((n, 1) for n in HEIGHTS), *((n, n) for n in SIDES)]:
+    # as high as it is pruned in, or higher: what is lower, or is grouped anew from lower runs, has more to look up
+    low = [n for n in HEIGHTS if n < LOWEST and n == run and not weight.is_cuda]
+    for n, m in [*((n, 1) for n in HEIGHTS if n >= LOWEST or n in low), *((n, n) for n in SIDES)]:
         rows = min(run, n) if m == 1 else n
         nbytes = _packed_bytes(blocks[n, m], n, m, rows, size)
         found.append(Format("vectors" if m == 1 else "blocks", (n, m), rows, share[n, m], nbytes))

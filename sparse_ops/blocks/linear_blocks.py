@@ -116,7 +116,8 @@ class LinearBlocks(DirectModule):
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
         own, held = self._parameters, self._buffers  # past nn.Module's look-up, which takes as long as a small product
         index: Any = held["columns"], held["pointers"], held["order"]
-        y = self.direct(x, cast(Tensor, own["values"]), own.get("bias"), *index)
+        values = cast(Tensor, own["values"])
+        y = self.direct(x, values.dtype, values, own.get("bias"), *index)
         if y is not None:
             return y
         check_exporter("LinearBlocks")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import padded
 from trisparse.sparse_ops.lazy_weight import lazy_weight
-from trisparse.sparse_ops.packed_modules import autocast_dtype, check_exporter, sparing_integers, warn_of_training
+from trisparse.sparse_ops.packed_modules import (
+    DirectModule,
+    autocast_dtype,
+    check_exporter,
+    sparing_integers,
+    warn_of_training,
+)
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 from trisparse.sparse_ops.two_four.mm_24 import mm_24
 from trisparse.sparse_ops.two_four.pack_24 import check_half, check_mask, pack_24
@@ -28,7 +34,7 @@ def stored_places(matrix: Packed24) -> Tensor:
     return unpack_24(matrix._replace(packed=ones)) != 0
 
 
-class Linear24(nn.Module):
+class Linear24(DirectModule):
     """`nn.Linear` that keeps only the packed weight, in 16 bits 9/16 of its bytes once sides are padded to 64.
 
     Mostly made by `from_linear`; made like an `nn.Linear` its weight is zero, for a state_dict to be loaded.
@@ -103,8 +109,17 @@ class Linear24(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        y = self.direct(x, self.dtype, cast(Tensor, self._buffers["packed"]), self._parameters.get("bias"))
+        if y is not None:
+            return y
         check_exporter("Linear24")
         return mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)
+
+    def prepared(self) -> Callable[[Tensor], Tensor] | None:
+        from trisparse.kernels.cpu.mm_24 import prepare
+
+        matrix = self.matrix
+        return prepare(matrix.packed, self.bias, matrix.rows, matrix.cols, matrix.layout)
 
     def train(self, mode: bool = True) -> Linear24:
         """Packed weights do not train, and a warning says so."""

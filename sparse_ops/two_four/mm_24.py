@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from trisparse.sparse_ops.checks import check_device
-from trisparse.sparse_ops.library import check_derivative, define, differentiable
+from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
 from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
@@ -33,6 +33,15 @@ def _kernel(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, mas
     if library is None or layout not in (*library.layouts, "library"):
         return mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
     return multiply(library, x, packed, bias, rows, cols, layout)
+
+
+def _on_cpu(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
+    from trisparse.kernels.cpu.mm_24 import mm_24
+
+    found = mm_24(x, packed, bias, rows, cols, layout)
+    if found is None:
+        return mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
+    return found
 
 
 def _fake(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
@@ -71,7 +80,7 @@ def _backward(ctx, grad):
 define(
     "mm_24(Tensor x, Tensor packed, Tensor packed_t, Tensor patterns, Tensor? weight, Tensor? bias,"
     " int rows, int cols, str layout, bool masked) -> Tensor",
-    mm_24_reference, _kernel, _fake,
+    mm_24_reference, _kernel, _fake, _on_cpu,
 )  # fmt: skip
 differentiable("mm_24", _backward, _save)
 
@@ -83,7 +92,8 @@ def mm_24(
 
     On a GPU up to 64 tokens run a kernel that unpacks W in registers; more go to cuSPARSELt or CUTLASS, whichever
     reads the matrix's layout; where neither does, W is unpacked and multiplied densely. Nothing waits for the
-    device. On a CPU W is unpacked. The gradient of x takes the packed transpose if there is one, else W unpacked.
+    device. On a CPU the kernel is `kernels/cpu/mm_24.cpp`, for float32 and bfloat16 and bitmasks; otherwise W is
+    unpacked. The gradient of x takes the packed transpose if there is one, else W unpacked.
 
     Args:
         x: `[..., cols]`, of the dtype of the packed values.
@@ -93,7 +103,7 @@ def mm_24(
         masked: only what is kept gets a gradient; else all of `weight` does (straight-through, arXiv 2102.04010).
 
     Returns:
-        `[..., rows]` of the dtype of x, accumulated in fp32 on a GPU.
+        `[..., rows]` of the dtype of x, accumulated in fp32 where there is a kernel.
 
     Raises:
         ValueError: a shape or device that does not fit.
@@ -114,5 +124,8 @@ def mm_24(
         raise ValueError(f"weight: want {[rows, cols]} as packed, got {list(weight.shape)}")
     check_device(x=x, **{k: t for k, t in (("packed", packed), ("bias", bias), ("weight", weight)) if t is not None})
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
-    y = torch.ops.trisparse.mm_24(flat, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
+    leaves = x, weight, bias
+    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
+    op = torch.ops.trisparse.mm_24 if trains or is_seen(x, packed) else _on_cpu
+    y = op(flat, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked)
     return y.view(*x.shape[:-1], rows)

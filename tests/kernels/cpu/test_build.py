@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trisparse.kernels.cpu import build
-from trisparse.kernels.cpu import spmm as launcher
+from trisparse.kernels.cpu import launch as launcher
 from trisparse.sparse_ops import LinearBlocks
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")

@@ -2,8 +2,6 @@
 
 import pickle
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from trisparse.kernels.cpu import build
 from trisparse.kernels.cpu.spmm import spmm
 from trisparse.sparse_ops import LinearBlocks, block_spmm, pack_blocks, vector_spmm
 from trisparse.sparse_ops.blocks.spmm import ACTIVATIONS
@@ -32,14 +29,8 @@ def error(found, x, weight, bias, activation):
     return float((found.double() - want).norm())
 
 
-def test_sanitized_products_over_odd_shapes(tmp_path):
-    program = tmp_path / "check"
-    flags = [*(flag for flag in build.FLAGS if flag not in ("-O3", "-fPIC", "-shared")), "-O1", "-march=native"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover", "-I", str(build.SOURCES)]
-    source = Path(__file__).with_name("spmm_check.cpp")
-    subprocess.run(["c++", *flags, str(source), "-o", str(program)], check=True)
-    run = subprocess.run([str(program)], capture_output=True, text=True)
-    assert (run.returncode, run.stdout, run.stderr) == (0, "0 differ\n", "")
+def test_sanitized_products_over_odd_shapes(run_sanitized):
+    run_sanitized("spmm_check.cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
