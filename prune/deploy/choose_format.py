@@ -13,7 +13,7 @@ from torch import nn
 from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.prune.deploy.compression_report import CompressedLayer
 from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
-from trisparse.prune.deploy.speed_model import GAIN, expected_gain
+from trisparse.prune.deploy.speed_model import GAIN, expected_gain, expected_gain_on_cpu
 from trisparse.prune.deploy.timing import TimingCache, time_pair
 
 _FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense: on the whole, and for any number of tokens
@@ -38,13 +38,10 @@ class Chooser:
             return row, None
         if self.prefer == "memory":
             return self._smallest(row, layer, weight, forms)
-        if not weight.is_cuda:
-            forms = [form for form in forms if form.kind != "2:4" and runs_packed(weight.dtype)]
-            if not (forms and self.measure):
-                why = "on a CPU only measuring tells" if forms else "no format that it fits has a kernel for this CPU"
-                row.reason = f"dense: {why}"
-                return row, None
-        return self._fastest(row, layer, weight, forms, is_modelled=weight.is_cuda)
+        if not weight.is_cuda and not runs_packed(weight.dtype):
+            row.reason = "dense: there is no kernel for it on this CPU"
+            return row, None
+        return self._fastest(row, layer, weight, forms)
 
     def _smallest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
         form, packed = forms[0], pack_layer(layer, forms[0])
@@ -60,11 +57,11 @@ class Chooser:
         row.measured = self._measured(layer, packed, form)
         return self._packed(row, packed, weight, form, "the smallest")
 
-    def _fastest(self, row, layer, weight, forms, is_modelled=True) -> tuple[CompressedLayer, nn.Module | None]:
+    def _fastest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
         for form in forms:
             expected = _expected(form, weight, self.tokens)
-            if is_modelled and statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
+            if statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
                 continue
             packed = pack_layer(layer, form) if self.measure else None
             gains = expected if packed is None else self._measured(layer, packed, form)
@@ -88,7 +85,7 @@ class Chooser:
 
     def _packed(self, row, packed, weight, form, reason) -> tuple[CompressedLayer, nn.Module]:
         row.format, row.bytes_after, row.reason = str(form), _weight_bytes(packed), reason
-        row.expected = _expected(form, weight, self.tokens) if weight.is_cuda else {}
+        row.expected = _expected(form, weight, self.tokens)
         return row, packed
 
     def _measured(self, layer: Any, packed: nn.Module, form: Format) -> dict[int, float]:
@@ -112,11 +109,9 @@ class Chooser:
 
 
 def _expected(form: Format, weight: torch.Tensor, tokens: Sequence[int]) -> dict[int, float]:
-    sizes = *weight.shape, weight.element_size()
-    return {
-        t: expected_gain(form.kind, form.block, form.stored, form.nbytes, sizes[0], sizes[1], t, sizes[2])
-        for t in tokens
-    }
+    gain = expected_gain if weight.is_cuda else expected_gain_on_cpu
+    rows, cols = weight.shape
+    return {t: gain(form.kind, form.block, form.stored, form.nbytes, rows, cols, t, weight.element_size()) for t in tokens}
 
 
 def _weight_bytes(packed: nn.Module) -> int:

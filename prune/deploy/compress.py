@@ -35,9 +35,8 @@ def compress(
 
     First channels and heads that are zero are removed, as by `compact`, but from a model of transformers none that its
     checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
-    or blocks; its dense weight is let go of. On a CPU 2:4 saves memory and no time, since it is unpacked to multiply.
-    Outputs on the example are compared after either; where packing changes them, all layers are unpacked again and the
-    report says so.
+    or blocks; its dense weight is let go of. Outputs on the example are compared after either; where packing changes
+    them, all layers are unpacked again and the report says so.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -47,7 +46,7 @@ def compress(
             formats with rows grouped anew, which only packing can size, those are tried that come near.
         tokens: numbers of tokens in a batch that matter.
         measure: time dense and packed on the model's device; otherwise a format has to promise a gain of 1.15 by a
-            static model of a GPU. Times are remembered for this device and these versions.
+            static model of a GPU or a CPU. Times are remembered for this device and these versions.
         remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
             the report says so.
         example: inputs that `compact` finds readers by, and that outputs are compared on, keywords or positions;

@@ -21,7 +21,7 @@ class CompressedLayer:
         format: `dense`, `2:4`, `NxM` or `NxM of Rx1`, rows grouped anew in runs of R.
         bytes_before: of its weight, before channels were removed.
         bytes_after: of what is kept of it.
-        expected: tokens -> how many times faster than dense by the static model of a GPU; empty on a CPU.
+        expected: tokens -> how many times faster than dense by the static model.
         measured: tokens -> how many times faster than dense it was here; empty if it was not timed.
         rejected: format -> the same, of those that were timed and not taken; 0 where outputs differed.
         reason: why this format.

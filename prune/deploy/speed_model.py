@@ -1,7 +1,8 @@
-"""What a product should take on an H200-class GPU, where nothing may be measured.
+"""What a product should take, where nothing may be measured: on a GPU of H200's class, or a core with AVX-512.
 
-A roofline: the slower of bytes and multiplications, over a launch. The rates of the packed formats are estimates from
-the bytes that each has to gather for a multiplication, not measurements, so a format has to promise a clear gain.
+A roofline: the slower of bytes and multiplications, over a call. The GPU's rates of the packed formats are estimates from
+the bytes that each has to gather for a multiplication, not measurements; the CPU's are what the kernels were seen to reach
+(`benchmarks/results/cpu_products.json`). A format has to promise a clear gain.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ _BLOCKS = {16: 75e12, 32: 150e12, 64: 250e12, 128: 450e12}
 _FEW = 64  # tokens up to which packed 2:4 are unpacked in registers
 _GAIN_24 = 1.15  # of 2:4 libraries, with many tokens and large matrices
 
+# of one core, in float32
+_CPU_BANDWIDTH, _CPU_PACKED_BANDWIDTH = 28e9, 20e9
+_CPU_DENSE, _CPU_24, _CPU_BLOCKS = 160e9, 95e9, 120e9
+_CPU_VECTORS = {1: 60e9, 2: 70e9}  # and of four rows and more
+_CPU_TALL = 115e9
+_CPU_CALL, _CPU_PACKED_CALL = 5e-6, 8e-6
+_CPU_TURNED = 7e9  # numbers a second turned over, inputs and outputs
+
 
 def dense_seconds(rows: int, cols: int, tokens: int, itemsize: int) -> float:
-    """Of a dense product."""
+    """Of a dense product on a GPU."""
     moved = (rows * cols + tokens * (rows + cols)) * itemsize
     return max(moved / _BANDWIDTH, 2 * rows * cols * tokens / _DENSE) + _LAUNCH
 
@@ -25,7 +34,7 @@ def dense_seconds(rows: int, cols: int, tokens: int, itemsize: int) -> float:
 def packed_seconds(
     kind: str, block: tuple[int, int], stored: float, nbytes: int, rows: int, cols: int, tokens: int, itemsize: int
 ) -> float:
-    """Of a product with a packed weight of `nbytes` bytes, `stored` being the share of the weights it holds."""
+    """Of a product on a GPU with a packed weight of `nbytes` bytes, `stored` being the share of the weights it holds."""
     moved = nbytes + tokens * (rows + cols) * itemsize
     work = 2 * rows * cols * tokens * stored
     if kind == "2:4":
@@ -38,5 +47,16 @@ def packed_seconds(
 
 
 def expected_gain(kind: str, block: tuple[int, int], stored: float, nbytes: int, *sizes: int) -> float:
-    """How many times faster than dense; `sizes` are rows, cols, tokens and bytes a weight."""
+    """How many times faster than dense on a GPU; `sizes` are rows, cols, tokens and bytes a weight."""
     return dense_seconds(*sizes) / packed_seconds(kind, block, stored, nbytes, *sizes)
+
+
+def expected_gain_on_cpu(
+    kind: str, block: tuple[int, int], stored: float, nbytes: int, rows: int, cols: int, tokens: int, itemsize: int
+) -> float:
+    """The same on a CPU."""
+    work = 2 * rows * cols * tokens
+    dense = max(rows * cols * itemsize / _CPU_BANDWIDTH, work / _CPU_DENSE) + _CPU_CALL
+    rate = {"2:4": _CPU_24, "blocks": _CPU_BLOCKS}.get(kind) or _CPU_VECTORS.get(block[0], _CPU_TALL)
+    turned = tokens * (rows + cols) / _CPU_TURNED if tokens > 4 else 0.0
+    return dense / (max(nbytes / _CPU_PACKED_BANDWIDTH, work * stored / rate + turned) + _CPU_PACKED_CALL)

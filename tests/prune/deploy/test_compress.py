@@ -54,7 +54,7 @@ def test_memory_takes_the_smallest_format_and_lets_go_of_the_dense_weight():
     assert report.to_dict()["layers"][3]["format"] == "4x1"
 
 
-@pytest.mark.parametrize(("packed_ms", "formats"), [(1.0, {"4x1"}), (1.95, set()), (3.0, set())])
+@pytest.mark.parametrize(("packed_ms", "formats"), [(1.0, {"2:4", "4x1"}), (1.95, set()), (3.0, set())])
 def test_speed_on_a_cpu_packs_what_is_measured_to_be_faster(packed_ms, formats, monkeypatch):
     times = {"dense_ms": 2.0, "packed_ms": packed_ms, "equal": True}
     monkeypatch.setattr(choose_format, "time_pair", lambda dense, packed, x: times)
@@ -64,27 +64,24 @@ def test_speed_on_a_cpu_packs_what_is_measured_to_be_faster(packed_ms, formats, 
     _, report = compress(model)
     torch.testing.assert_close(model(X), want)
     assert {row.format for row in report.layers} - {"dense"} == formats
-    reasons = {"no format is smaller", "dense: no format that it fits has a kernel for this CPU"}
-    assert reasons <= {row.reason for row in report.layers}  # 2:4 has none yet
+    reasons = {"no format is smaller", "the fastest" if formats else "dense is faster here"}
+    assert reasons == {row.reason for row in report.layers}
     assert model[0].weight.shape == (48, 64)
 
 
-def test_speed_on_a_cpu_stays_dense_where_nothing_can_be_said(monkeypatch):
-    _, report = compress(mixed(), measure=False)
-    assert {row.reason for row in report.layers} >= {"dense: on a CPU only measuring tells"}
+def test_speed_on_a_cpu_stays_dense_where_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(choose_format, "runs_packed", lambda dtype: False)
     _, report = compress(mixed())
     assert {row.reason for row in report.layers} == {
-        "no format is smaller", "dense: no format that it fits has a kernel for this CPU",
+        "no format is smaller", "dense: there is no kernel for it on this CPU",
     }  # fmt: skip
 
 
 def test_the_summary_says_why_nothing_was_packed():
     _, report = compress(mixed(), measure=False)
     assert report.summary().startswith("0 of 5 linear layers packed, ")
-    why = "no format is smaller (3), no format that it fits has a kernel for this CPU (1), on a CPU only measuring tells (1)"
-    why = f" after; nothing was packed: {why}"
-    assert report.summary().endswith(why)
+    why = "no format is smaller (3), no format promises enough (2)"
+    assert report.summary().endswith(f" after; nothing was packed: {why}")
     assert str(report).splitlines()[-1] == report.summary()
     _, report = compress(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), prefer="memory")
     assert report.summary().endswith("; nothing was packed: no format is smaller (2)")
@@ -167,7 +164,7 @@ def test_a_layer_under_two_names_is_packed_once():
     assert model[2] is model[0]
     assert isinstance(model[0], LinearBlocks)
     assert report.bytes_after < report.bytes_before / 1.5
-    assert torch.equal(model(X), want)
+    torch.testing.assert_close(model(X), want)
     decompress(model)
     assert model[2] is model[0]
     assert torch.equal(model[0].weight, layer.weight)
@@ -243,8 +240,8 @@ def test_the_fastest_format_needs_three_per_cent_and_never_falls_below(as_on_a_g
 
 def test_what_no_model_expects_anything_of_is_not_timed(monkeypatch):
     monkeypatch.setattr(Chooser, "_measured", lambda *args: 1 / 0)
-    layer = nn.Linear(256, 256)
-    layer.weight.data *= (torch.rand(64, 256) < 0.5).repeat_interleave(4, 0)
+    layer = nn.Linear(32, 32)
+    layer.weight.data *= (torch.rand(8, 32) < 0.4).repeat_interleave(4, 0)
     row, packed = fastest({}, layer)
     assert packed is None
     assert row.reason == "dense: a static model expects no format to come near, so none was timed"
@@ -261,7 +258,7 @@ def test_without_measuring_a_format_has_to_promise_much():
     assert row.format != "dense"
     assert not row.measured
     with torch.no_grad():
-        layer.weight.normal_().mul_((torch.rand(1024, 4096) < 0.25).repeat_interleave(4, 0))
+        layer.weight.normal_().mul_((torch.rand(1024, 4096) < 0.8).repeat_interleave(4, 0))
     row, packed = fastest({}, layer, measure=False)
     assert packed is None
     assert row.reason == "dense: no format promises enough"

@@ -25,10 +25,10 @@ def test_dense_and_nearly_dense_weights_stay():
 
 
 def test_the_smallest_is_the_pattern_it_was_pruned_with():
-    for n, m in [(4, 1), (8, 1), (16, 1), (32, 1), (16, 16), (32, 32), (64, 64)]:
+    for n, m in [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (16, 16), (32, 32), (64, 64)]:
         assert names(pruned(n, m, 0.2, 512, 512))[0] == f"{n}x{m}"
     halves = torch.randn(128, 256)
-    assert names(halves * nm_mask(halves, 2, 4)) == ["2:4"]
+    assert names(halves * nm_mask(halves, 2, 4)) == ["2:4", "1x1"]
     assert "2:4" in names(pruned(4, 1, 0.05, 64, 64) * nm_mask(torch.randn(64, 64), 2, 4))
 
 
