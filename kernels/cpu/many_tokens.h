@@ -7,6 +7,7 @@
 #include "tile.h"
 
 constexpr int64_t HELD = 1280 << 10;  // bytes of the second-level cache that tokens turned over may take
+constexpr int64_t LARGE = 8 << 20;     // bytes of outputs that no cache keeps until they are read
 
 // Sums made side by side, where fewer would wait for one another; shorter sums also round less.
 constexpr int chains(int sums) { return sums == 1 ? 4 : sums <= 4 ? 2 : 1; }
@@ -43,6 +44,7 @@ template <class Weight, class Value>
 static void multiply_tiles(
     const Weight& w, const Value* x, const Value* bias, int64_t activation, Value* y, int64_t tokens, int64_t threads) {
   Tiles tiles(tokens, w.most);
+  bool is_past = tokens * w.rows * (int64_t)sizeof(Value) > LARGE;
   int64_t parts = tiles.count >= threads ? 1 : threads, groups = w.groups, cols = w.rounded(w.cols);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
   for (int64_t task = 0; task < tiles.count * parts; task++) {
@@ -72,8 +74,9 @@ static void multiply_tiles(
         if (end < cols) continue;
         bool is_moved = w.rows_of(g, last, rows);
         turn_back(at, (last - g) * w.height, width, g * w.height, is_moved ? rows : nullptr, bias, activation, token, count,
-                  w.rows, y);
+                  w.rows, is_past, y);
       }
     }
+    if (is_past) finish_stores();
   }
 }

@@ -56,6 +56,25 @@ static inline Bits rounded(Vec v) {
 static inline void store_floats(float* to, Vec v) { store(to, v); }
 static inline void store_floats(bf16* to, Vec v) { store(to, __builtin_convertvector(rounded(v) >> 16, Half)); }
 
+// Past the caches, to an address that is a multiple of a vector, where there is such a store.
+static inline void store_past(float* to, Vec v) {
+#if defined(__AVX512F__)
+  __builtin_ia32_movntps512(to, v);
+#elif defined(__AVX__)
+  __builtin_ia32_movntps256(to, v);
+#else
+  store(to, v);
+#endif
+}
+static inline void store_past(bf16* to, Vec v) { store_floats(to, v); }
+
+// What was stored past the caches is there for other threads.
+static inline void finish_stores() {
+#if defined(__AVX__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 static inline void store_float(float* to, float value) { *to = value; }
 static inline void store_float(bf16* to, float value) { *to = (bf16)(rounded(all(value))[0] >> 16); }
 

@@ -53,11 +53,12 @@ template <class Value>
 }
 
 // Rows of a tile of sums [count, width] into y [tokens, stride] with bias and activation. Row i is row `first + i` of the
-// matrix, or, where `rows` is there, rows[i]; what lies beyond `stride` only fills up. The tile has room for more rows.
+// matrix, or, where `rows` is there, rows[i]; what lies beyond `stride` only fills up. The tile has room for more rows. With
+// `is_past` outputs go past the caches.
 template <class Activate, class Value>
 [[gnu::noinline]] static void turn_back(
     Activate activate, const float* tile, int64_t count, int64_t width, int64_t first, const int32_t* rows,
-    const Value* bias, int64_t token, int64_t tokens, int64_t stride, Value* y) {
+    const Value* bias, int64_t token, int64_t tokens, int64_t stride, bool is_past, Value* y) {
   for (int64_t t = 0; t < tokens; t += LANES) {
     for (int64_t i = 0; i < count; i += LANES) {
       int64_t high = std::min<int64_t>(LANES, count - i), wide = std::min<int64_t>(LANES, tokens - t);
@@ -68,8 +69,13 @@ template <class Activate, class Value>
       transpose(block);
       if (!rows && high == LANES && wide == LANES && first + i + LANES <= stride) {
         Vec shift = bias ? load_floats(bias + first + i) : Vec{};
+        if (is_past && (uintptr_t)(to + first + i) % sizeof(Vec) == 0 && stride % LANES == 0) {
 #pragma GCC unroll 16
-        for (int j = 0; j < LANES; j++) store_floats(to + j * stride + first + i, activate(block[j] + shift));
+          for (int j = 0; j < LANES; j++) store_past(to + j * stride + first + i, activate(block[j] + shift));
+        } else {
+#pragma GCC unroll 16
+          for (int j = 0; j < LANES; j++) store_floats(to + j * stride + first + i, activate(block[j] + shift));
+        }
         continue;
       }
       float shift[LANES] = {};
@@ -90,8 +96,8 @@ template <class Activate, class Value>
 template <class Value>
 static void turn_back(
     const float* tile, int64_t count, int64_t width, int64_t first, const int32_t* rows, const Value* bias,
-    int64_t activation, int64_t token, int64_t tokens, int64_t stride, Value* y) {
+    int64_t activation, int64_t token, int64_t tokens, int64_t stride, bool is_past, Value* y) {
   with_activation(activation, [&](auto activate) {
-    turn_back(activate, tile, count, width, first, rows, bias, token, tokens, stride, y);
+    turn_back(activate, tile, count, width, first, rows, bias, token, tokens, stride, is_past, y);
   });
 }
