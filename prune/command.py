@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,25 +11,16 @@ from typing import Any
 
 import torch
 
-from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, write_pretrained
+from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained
 from trisparse.prune.deploy.checkpoint_files import read_config, weight_files
-from trisparse.prune.deploy.compress import compress
+from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint, copy_small_files, small_files
 from trisparse.prune.deploy.export import FORMATS, check_format, write_export
 from trisparse.prune.deploy.inspection import dense_rows, packed_rows
 from trisparse.prune.deploy.layer_spec import is_ours
 from trisparse.prune.deploy.onnx_export import ONNX
-from trisparse.prune.deploy.replaced_folder import (
-    EXPORTED,
-    RECORD,
-    REPORT,
-    SAVED,
-    check_folder_is_free,
-    replaced_folder,
-)  # fmt: skip
+from trisparse.prune.deploy.replaced_folder import EXPORTED, SAVED, check_folder_is_free, replaced_folder
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.run_report.page import add_report, report
-
-_LARGE_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".h5", ".msgpack")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,14 +62,10 @@ def _compress(args: argparse.Namespace) -> None:
     check_shard_size(args.max_shard_size)
     _check_device(args.device)
     model: Any = from_pretrained(args.input, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
-    model, report = compress(
-        model.to(args.device).eval(), args.prefer, args.tokens,
-        measure=not args.no_measure, remove_channels=not args.keep_channels,
+    report = compress_checkpoint(
+        model.to(args.device), args.input, args.output, args.prefer, args.tokens, measure=not args.no_measure,
+        remove_channels=not args.keep_channels, max_shard_size=args.max_shard_size, overwrite=args.overwrite,
     )  # fmt: skip
-    with replaced_folder(args.output, SAVED, args.overwrite) as half:
-        write_pretrained(model.cpu(), half, args.max_shard_size)
-        _copy_small_files(args.input, half)
-        (half / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     head, *rows = report.table()
     _print_table(head, rows)
     before, after = (_bytes_of_files(folder) for folder in (args.input, args.output))
@@ -93,7 +78,7 @@ def _export(args: argparse.Namespace) -> None:
     model = from_pretrained(args.input)
     with replaced_folder(args.output, EXPORTED, args.overwrite) as half:
         write_export(model, half, format=args.format)
-        _copy_small_files(args.input, half)
+        copy_small_files(args.input, half)
     print(f"wrote {args.output} as {args.format}, {_bytes_of_files(args.output) / 2**20:.1f} MiB")  # noqa: T201
 
 
@@ -111,7 +96,7 @@ def _check_folders(args: argparse.Namespace, by: str) -> None:
     there = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not there.is_dir():
         raise PruningError(f"output: want a folder, but {there} is a file")
-    copied = [path.name for path in _small_files(source)] if source.is_dir() else []
+    copied = [path.name for path in small_files(source)] if source.is_dir() else []
     check_folder_is_free(target, by, args.overwrite, copied)
 
 
@@ -122,19 +107,6 @@ def _check_device(name: str) -> None:
         raise PruningError(f"device: {name!r} can't be used: {one_line(error)}") from None
     if is_meta:
         raise PruningError("device: want one that computes, got 'meta'")
-
-
-def _small_files(folder: Path) -> list[Path]:
-    """Tokenizer, generation config and the like, which are the same for every format."""
-    others = ("config.json", REPORT, RECORD)
-    files = [path for path in folder.iterdir() if path.is_file() and path.name not in others]
-    return [path for path in files if not path.name.endswith(_LARGE_FILES)]
-
-
-def _copy_small_files(source: Path, target: Path) -> None:
-    for path in _small_files(source):
-        if not (target / path.name).exists():
-            shutil.copy2(path, target / path.name)
 
 
 def _inspect(args: argparse.Namespace) -> None:

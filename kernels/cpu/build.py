@@ -107,7 +107,9 @@ def _compile(compiler: str, options: list[str], path: Path) -> None:
 
 def _run(commands: list[list[str]]) -> None:
     """All at once; raises _Unavailable with the compiler's first error."""
-    runs = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands
+    ]
     told = [run.communicate()[1] for run in runs]
     for command, run, text in zip(commands, runs, told, strict=True):
         if run.returncode:

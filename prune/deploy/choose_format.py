@@ -111,7 +111,9 @@ class Chooser:
 def _expected(form: Format, weight: torch.Tensor, tokens: Sequence[int]) -> dict[int, float]:
     gain = expected_gain if weight.is_cuda else expected_gain_on_cpu
     rows, cols = weight.shape
-    return {t: gain(form.kind, form.block, form.stored, form.nbytes, rows, cols, t, weight.element_size()) for t in tokens}
+    return {
+        t: gain(form.kind, form.block, form.stored, form.nbytes, rows, cols, t, weight.element_size()) for t in tokens
+    }
 
 
 def _weight_bytes(packed: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """What a product should take, where nothing may be measured: on a GPU of H200's class, or a core with AVX-512.
 
-A roofline: the slower of bytes and multiplications, over a call. The GPU's rates of the packed formats are estimates from
-the bytes that each has to gather for a multiplication, not measurements; the CPU's are what the kernels were seen to reach
-(`benchmarks/results/cpu_products.json`). A format has to promise a clear gain.
+A roofline: the slower of bytes and multiplications, over a call. The GPU's rates of the packed formats are estimates
+from the bytes that each has to gather for a multiplication, not measurements; the CPU's are what the kernels were seen
+to reach (`benchmarks/results/cpu_products.json`). A format has to promise a clear gain.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def dense_seconds(rows: int, cols: int, tokens: int, itemsize: int) -> float:
 def packed_seconds(
     kind: str, block: tuple[int, int], stored: float, nbytes: int, rows: int, cols: int, tokens: int, itemsize: int
 ) -> float:
-    """Of a product on a GPU with a packed weight of `nbytes` bytes, `stored` being the share of the weights it holds."""
+    """Of a product on a GPU with a packed weight of `nbytes` bytes; `stored` is the share of the weights it holds."""
     moved = nbytes + tokens * (rows + cols) * itemsize
     work = 2 * rows * cols * tokens * stored
     if kind == "2:4":

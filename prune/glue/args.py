@@ -86,6 +86,7 @@ class TrainingArguments:
     fsdp: bool = _arg(False, "Spread the weights over the processes, too, not only the batches (FSDP2).")
     resume_from_checkpoint: str | None = _arg(None, "Folder of the run to go on with, or its checkpoint.pt.")
     report_to: str = _arg("none", "none, tensorboard or wandb.")
+    compress: str | None = _arg(None, "Leave the best model in compressed/, too, packed for speed here, or for memory.")
     push_to_hub: bool = _arg(False, "Upload the result.")
     hub_model_id: str | None = _arg(None, "Repository to upload to.")
     hub_token: str | None = _arg(None, "Token of the upload; default: the one you are logged in with.")
@@ -210,6 +211,7 @@ def _check(args: GlueArguments) -> None:
         ("lr_scheduler_type", t.lr_scheduler_type, SCHEDULERS),
         ("mixed_precision", t.mixed_precision, ("no", "bf16", "fp16")),
         ("report_to", t.report_to, tuple(TRACKERS)),
+        ("compress", "speed" if t.compress is None else t.compress, ("speed", "memory")),
     ):
         if text not in known:
             raise PruningError(f"--{name}: {text!r} is not one of {', '.join(known)}{nearest(text, known)}")

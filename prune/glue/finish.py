@@ -10,9 +10,11 @@ import accelerate
 import torch
 import transformers
 
+from trisparse.prune.deploy.checkpoint import from_pretrained
+from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint
 from trisparse.prune.glue.eval import answer
 from trisparse.prune.glue.metrics import majority_metrics
-from trisparse.prune.glue.output import push_to_hub, save_model, save_results
+from trisparse.prune.glue.output import COMPRESSED, push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
 from trisparse.prune.glue.setup import Setup
 from trisparse.prune.pruner.census import count_parameters
@@ -40,10 +42,21 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
         s.accelerator.print(f"eval: {metrics}; written to {s.folder}")
         for note in results["notes"]:
             s.accelerator.print(note)
+        if s.args.training.compress:
+            s.accelerator.print(_compressed(s, s.args.training.compress, progress["best"] is not None))
         if s.args.training.push_to_hub:
             s.accelerator.print(f"uploaded to {push_to_hub(s.folder, s.args)}")
     s.accelerator.end_training()
     return results
+
+
+def _compressed(s: Setup, prefer: str, has_best: bool) -> str:
+    """Pack the best model, or the last where none is, for one text and for a batch of them; says what came out."""
+    source, target, length = s.folder / "best" if has_best else s.folder, s.folder / COMPRESSED, s.args.data.max_length
+    model = from_pretrained(source).to(s.accelerator.device)
+    tokens = sorted({length, length * s.args.data.per_device_eval_batch_size})
+    report = compress_checkpoint(model, source, target, prefer, tokens)
+    return f"compressed for {prefer}: {report.summary()}; written to {target}"
 
 
 def make_results(

@@ -18,20 +18,22 @@ from trisparse.prune.glue.args import GlueArguments
 CHECKPOINT = "checkpoint.pt"
 RESULTS = "all_results.json"
 HISTORY = "history.json"
+COMPRESSED = "compressed"
 SPARSITY = "sparsity.json"
 PAGE = "report.html"
-# what a run writes into its folder, and into best/ in it
+# what a run writes into its folder, and into best/ and compressed/ in it
 _OURS = (
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "pruner.pt", CHECKPOINT, RESULTS, SPARSITY, "sparsity.png",
-    "history.png", HISTORY, PAGE,
+    "history.png", HISTORY, PAGE, "compression_report.json", ".trisparse.json",
 )  # fmt: skip
 # what may differ between a run and the one that goes on with it
 _FREE = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id",
     "cache_teacher", "recipe", "per_device_eval_batch_size", "dataset_dir", "train_file", "validation_file", "fsdp",
-    "compile", "per_device_train_batch_size", "gradient_accumulation_steps",  # of these the examples a step count
+    "compile", "compress",
+    "per_device_train_batch_size", "gradient_accumulation_steps",  # of these the examples a step count
 }  # fmt: skip
 
 
@@ -80,14 +82,16 @@ def create_output_dir(folder: Path) -> None:
 
 def clear_old_run(folder: Path, logs: Sequence[Path] = ()) -> None:
     """Remove the files and logs that an earlier run wrote, and no others, so that none is taken for the new run's."""
-    for directory in (folder / "best", folder):
+    parts = folder / "best", folder / COMPRESSED
+    for directory in (*parts, folder):
         for pattern in _OURS:
             for path in directory.glob(pattern):
                 path.unlink()
     for path in logs:
         path.unlink(missing_ok=True)
-    if (folder / "best").is_dir() and not any((folder / "best").iterdir()):
-        (folder / "best").rmdir()
+    for directory in parts:
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
 
 
 def find_checkpoint(args: GlueArguments) -> Path:

@@ -199,7 +199,8 @@ def test_a_failure_at_the_end_leaves_what_was_there(folder, tmp_path, monkeypatc
     out = tmp_path / "out"
     assert main(["compress", str(folder), str(out), "--no_measure"]) == 0
     kept = contents(out)
-    monkeypatch.setattr("trisparse.prune.command._copy_small_files", lambda *_: 1 / 0)
+    for module in ("trisparse.prune.command", "trisparse.prune.deploy.compress_checkpoint"):
+        monkeypatch.setattr(f"{module}.copy_small_files", lambda *_: 1 / 0)
     for command in (["compress", "--no_measure"], ["export", "--format", "dense", "--overwrite"]):
         with pytest.raises(ZeroDivisionError):
             main([command[0], str(folder), str(out), *command[1:]])

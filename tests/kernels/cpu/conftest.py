@@ -9,7 +9,6 @@ import pytest
 from trisparse.kernels.cache import instructions
 from trisparse.kernels.cpu import build
 
-
 IS_X86 = platform.machine() == "x86_64"
 
 

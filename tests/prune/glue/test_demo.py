@@ -30,10 +30,12 @@ def test_the_table():
     rows = [
         {"task": "mrpc", "pattern": "dense", "eval": {"accuracy": 0.96}, "sparsity": sparsity, "seconds": 1.0},
         {"task": "mrpc", "pattern": "2:4", "target_sparsity": 0.5, "eval": {"accuracy": 0.948}, "sparsity": sparsity,
-         "pattern_verified": True, "seconds": 2.0, "compacted": {"times_faster": 1.234}},
+         "pattern_verified": True, "seconds": 2.0, "compressed": {"times_faster": 1.234}},
+        {"task": "random", "pattern": "4x1", "target_sparsity": 0.9, "compressed": {"times_faster": 4.0}, "seconds": 3.0},
     ]  # fmt: skip
-    head, dense, sparse = table(rows).splitlines()
-    assert len(head) == len(dense) == len(sparse)
+    head, dense, sparse, large = table(rows).splitlines()
+    assert len(head) == len(dense) == len(sparse) == len(large)
+    assert large.split() == ["random", "4x1", "0.9", *["-"] * 7, "4.00x", "3.0"]
     assert sparse.split() == [
         "mrpc",
         "2:4",
@@ -61,8 +63,9 @@ def test_a_missed_promise_fails_the_demo(tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "missed: mrpc: the dense model gets" in captured.err
     rows = json.loads((tmp_path / "demo_results.json").read_text())
-    assert [row["pattern"] for row in rows] == ["dense", "2:4", "4x1", "1xchannel"] * 2
-    assert all(0 < row["compacted"]["parameters"] < 1 for row in rows if row["pattern"] == "1xchannel")
+    assert [row["pattern"] for row in rows] == ["dense", "2:4", "4x1", "1xchannel"] * 2 + ["4x1"]
+    assert all(row["compressed"]["times_faster"] > 0 for row in rows if row["pattern"] != "dense")
+    assert all(0 < row["compressed"]["bytes"] < 1 for row in rows if row["pattern"] == "1xchannel")
     assert keep.read_text() == "mine", "nothing but the demo's own files is touched"
 
 

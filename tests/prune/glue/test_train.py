@@ -12,10 +12,11 @@ import sys
 import pytest
 import torch
 
-from trisparse import PruningError
+from trisparse import PruningError, from_pretrained
 from trisparse.prune.glue.args import parse_arguments
 from trisparse.prune.glue.tasks import TASKS
 from trisparse.prune.glue.train import main, run
+from trisparse.sparse_ops import LinearBlocks
 
 pytest.importorskip("transformers")
 
@@ -324,3 +325,21 @@ def test_the_factor_is_measured():
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
     slow = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert float(slow.stdout) > 2
+
+
+def test_the_best_model_is_left_compressed(world, glue, capsys):
+    flags = ["--overwrite_output_dir", "--do_prune", "--pruning_pattern", "4x1", "--target_sparsity", "0.9"]
+    flags += ["--num_train_epochs", "2", "--cooldown_epochs", "1", "--compress"]
+    glue(world, "dense", "packed", *flags, "memory")
+    assert "compressed for memory: " in capsys.readouterr().out
+    folder = world / "packed" / "compressed"
+    model, best = from_pretrained(folder).eval(), from_pretrained(world / "packed" / "best").eval()
+    assert any(isinstance(layer, LinearBlocks) for layer in model.modules())
+    ids = torch.randint(best.config.vocab_size, (2, 7))
+    torch.testing.assert_close(model(ids).logits, best(ids).logits)
+    assert (folder / "tokenizer.json").exists()
+    assert (folder / "compression_report.json").exists()
+    glue(world, "dense", "packed", *flags[:-1])
+    assert not folder.exists(), "what an earlier run left is not taken for this one's"
+    with pytest.raises(PruningError, match="--compress: 'fast' is not one of speed, memory"):
+        glue(world, "dense", "packed", *flags, "fast")
