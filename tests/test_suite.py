@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from trisparse.suite import main
+from trisparse.suite import _CPU, main
 
 CONFTEST = """
 import json
@@ -19,6 +19,15 @@ def pytest_sessionfinish(session):
 """
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(" ".join(sys.argv[3:]))
+"""
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout with one benchmark, which fails if told so."""
@@ -29,6 +38,9 @@ def checkout(tmp_path):
         (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npython_files = ["bench_*.py"]\n')
         (tmp_path / "benchmarks" / "conftest.py").write_text(CONFTEST)
         (tmp_path / "benchmarks" / "bench_one.py").write_text(f"def test_one():\n    assert {passes}\n")
+        for script in _CPU:
+            (tmp_path / script).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / script).write_text(SCRIPT)
         return tmp_path
 
     return make
@@ -39,7 +51,17 @@ def test_the_exit_status_is_that_of_the_benchmarks(checkout, passes, capfd):
     root = checkout(passes)
     assert main(["--suite", "cpu", "--out", str(root / "results")], root) == (0 if passes else 1)
     assert json.loads((root / "results" / "ops_cpu.json").read_text()) == {"rows": []}
+    assert (root / "results" / "cpu_products.json").read_text() == ""
+    assert (root / "results" / "crossover_cpu.json").read_text() == "--device cpu"
     assert ("wrote" if passes else "failed in benchmarks") in capfd.readouterr().out
+
+
+def test_a_script_that_fails_is_named(checkout, capfd):
+    root = checkout(True)
+    (script, *_) = _CPU
+    (root / script).write_text("if __name__ == '__main__':\n    raise SystemExit(3)")
+    assert main(["--suite", "cpu", "--out", str(root / "results")], root) == 1
+    assert f"failed in {script}" in capfd.readouterr().out
 
 
 def test_a_mistake_is_one_line(tmp_path, checkout, capfd):

@@ -16,6 +16,11 @@ import torch
 
 _RESULT = "ops_{}.json"
 _TOKENS = [1, 16, 128, 1024, 4096]
+_CPU = {  # what the CPU's suite runs after the benchmarks that are tests: its result, and flags besides
+    "benchmarks/sparse_ops/bench_cpu_products.py": ["cpu_products.json"],
+    "benchmarks/prune/deploy/bench_cpu_model.py": ["cpu_model.json"],
+    "benchmarks/sparse_ops/blocks/crossover.py": ["crossover_cpu.json", "--device", "cpu"],
+}
 
 
 def _benchmark_model(args: argparse.Namespace) -> int:
@@ -59,6 +64,9 @@ def main(argv: Sequence[str], root: Path | None = None) -> int:
         steps.insert(0, ["tests/kernels", "--ignore=tests/kernels/gpu/test_aot.py"])
     pytest = str(Path(sysconfig.get_path("scripts")) / "pytest")
     failed = [step[0] for step in steps if subprocess.run([pytest, *step], cwd=root).returncode]
+    for script, (name, *flags) in _CPU.items() if args.suite == "cpu" else ():
+        command = [sys.executable, script, "--out", str((args.out / name).resolve()), *flags]
+        failed += [script] if subprocess.run(command, cwd=root).returncode else []
     if failed:
         print(f"trisparse-bench: failed in {' and '.join(failed)}")  # noqa: T201
         return 1

@@ -39,6 +39,11 @@ def structure(name: str, addresses: Sequence[str], numbers: Sequence[str]) -> An
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
+def _plain(tensor: Tensor) -> Tensor:
+    """As it lies in memory; looking takes less than `contiguous` does where there is nothing to do."""
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.detach().resolve_neg().contiguous()
+
+
 def prepare_product(
     name: str, make: Any, parts: Sequence[Tensor], bias: Tensor | None, numbers: Sequence[int], activation: str
 ) -> Product | None:
@@ -55,8 +60,8 @@ def prepare_product(
         activation: a key of ACTIVATIONS.
     """
     rows, cols, *_ = numbers
-    parts = [part.detach().resolve_neg().contiguous() for part in parts]
-    bias = None if bias is None else bias.detach().resolve_neg().contiguous()
+    parts = [_plain(part) for part in parts]
+    bias = None if bias is None else _plain(bias)
     dtype = parts[0].dtype
     fits = bias is None or (bias.shape == (rows,) and bias.dtype == dtype and bias.is_cpu)
     function: Any = _function(name) if fits and cols and dtype in DTYPES and all(p.is_cpu for p in parts) else None
@@ -71,8 +76,7 @@ def prepare_product(
         shape = x.shape
         if not shape or shape[-1] != cols:
             raise ValueError(f"x: want [..., {cols}] for a matrix [{rows}, {cols}], got {list(shape)}")
-        if not x.is_contiguous() or x.is_neg():
-            x = x.resolve_neg().contiguous()
+        x = _plain(x)
         out = x.new_empty((*shape[:-1], rows))
         function(address, x.data_ptr(), out.data_ptr(), x.numel() // cols, threads())
         return out

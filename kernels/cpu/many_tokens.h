@@ -7,7 +7,7 @@
 #include "tile.h"
 
 constexpr int64_t HELD = 1280 << 10;  // bytes of the second-level cache that tokens turned over may take
-constexpr int64_t LARGE = 8 << 20;     // bytes of outputs that no cache keeps until they are read
+constexpr int64_t LARGE = 4 << 20;     // bytes of outputs that no cache keeps until they are read
 
 // Sums made side by side, where fewer would wait for one another; shorter sums also round less.
 constexpr int chains(int sums) { return sums == 1 ? 4 : sums <= 4 ? 2 : 1; }

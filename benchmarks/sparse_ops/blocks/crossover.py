@@ -3,8 +3,11 @@ r"""From which sparsity on a packed layer is faster than a dense one: pattern by
     .venv/bin/python benchmarks/sparse_ops/blocks/crossover.py --budget_seconds 500 \
         --out benchmarks/results/crossover_H200.json
 
-Needs a GPU; `--device cpu` runs one small case, to see that it works. Weights are random, pruned in the pattern itself;
-each layer is timed dense and packed in turns, replayed from CUDA graphs with a cold L2 cache, and its output compared.
+    OMP_NUM_THREADS=1 … --device cpu --out benchmarks/results/crossover_cpu.json
+
+Weights are random, pruned in the pattern itself; each layer is timed dense and packed in turns, on a GPU replayed from
+CUDA graphs with a cold L2 cache, and its output compared. On a CPU shapes are fewer, and single weights and pairs stand
+beside the other patterns.
 Beside the JSON goes a picture: for each shape and pattern the gain over tokens (across) and sparsity (down).
 """
 
@@ -21,20 +24,23 @@ from trisparse.prune.deploy.formats import Format, pack_layer
 from trisparse.prune.deploy.timing import machine, time_pair
 from trisparse.sparse_ops import nm_mask
 
-SHAPES = [(4096, 4096), (3072, 768), (11008, 4096)]
-PATTERNS = [(n, 1) for n in (4, 8, 16, 32)] + [(n, n) for n in (16, 32, 64, 128)]
+SHAPES = {"cuda": [(4096, 4096), (3072, 768), (11008, 4096)], "cpu": [(768, 768), (3072, 768)]}
+PATTERNS = {
+    "cuda": [(n, 1) for n in (4, 8, 16, 32)] + [(n, n) for n in (16, 32, 64, 128)],
+    "cpu": [(n, 1) for n in (1, 2, 4, 16)] + [(n, n) for n in (16, 64)],
+}
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98]
 TOKENS = [1, 8, 64, 512, 4096]
 
 
-def cases(device):
-    """Shape, format and sparsity, the most telling first."""
-    if device.type == "cpu":
-        return [((64, 128), Format("vectors", (4, 1), 4), 0.9)]
+def cases(kind):
+    """Shape, format and sparsity, shape by shape."""
     found = []
-    for shape, (block, sparsity) in itertools.product(SHAPES, itertools.product(PATTERNS, SPARSITIES)):
-        found.append((shape, Format("vectors" if block[1] == 1 else "blocks", block, block[0]), sparsity))
-    return sorted(found + [(shape, Format("2:4"), 0.5) for shape in SHAPES], key=lambda case: SHAPES.index(case[0]))
+    for shape in SHAPES[kind]:
+        for block, sparsity in itertools.product(PATTERNS[kind], SPARSITIES):
+            found.append((shape, Format("vectors" if block[1] == 1 else "blocks", block, block[0]), sparsity))
+        found.append((shape, Format("2:4"), 0.5))
+    return found
 
 
 def pruned(shape, form, sparsity, device):
@@ -84,13 +90,13 @@ def main() -> None:
     device, begin, rows = torch.device(args.device), time.monotonic(), []
     torch.manual_seed(0)
     left_out = 0
-    for shape, form, sparsity in cases(device):
+    for shape, form, sparsity in cases(device.type):
         if time.monotonic() - begin > args.budget_seconds:
             left_out += 1
             continue
         layer = pruned(shape, form, sparsity, device)
-        packed = pack_layer(layer, form)
-        for tokens in TOKENS if device.type == "cuda" else [4]:
+        packed = pack_layer(layer, form).eval()
+        for tokens in TOKENS:
             x = torch.randn(tokens, shape[1], device=device, dtype=layer.weight.dtype)
             times = time_pair(layer, packed, x)
             assert times["equal"], (shape, form, sparsity, tokens)

@@ -105,6 +105,7 @@ def test_a_source_that_does_not_compile_is_one_line(small_source, afresh):
         layer_runs()
 
 
+@needs_compiler
 def test_another_system_and_no_home_take_the_plain_path(afresh, monkeypatch):
     monkeypatch.setattr(build.platform, "system", lambda: "Windows")
     with pytest.warns(UserWarning, match="kernels for CPUs are for Linux, and this is Windows"):
