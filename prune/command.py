@@ -15,7 +15,7 @@ from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained
 from trisparse.prune.deploy.checkpoint_files import read_config, weight_files
 from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint, copy_small_files, small_files
 from trisparse.prune.deploy.export import FORMATS, check_format, write_export
-from trisparse.prune.deploy.inspection import dense_rows, packed_rows
+from trisparse.prune.deploy.inspection import TOKENS, dense_rows, packed_rows
 from trisparse.prune.deploy.layer_spec import is_ours
 from trisparse.prune.deploy.onnx_export import ONNX
 from trisparse.prune.deploy.replaced_folder import EXPORTED, SAVED, check_folder_is_free, replaced_folder
@@ -113,7 +113,7 @@ def _inspect(args: argparse.Namespace) -> None:
     config = read_config(args.folder)
     is_packed = is_ours(config.get("quantization_config"))
     rows = packed_rows(args.folder) if is_packed else dense_rows(args.folder)
-    head = ["layer", "shape", "format", "stored", "KiB", "of dense", ""]
+    head = ["layer", "shape", "format", "stored", "KiB", "of dense", f"CPU, {' / '.join(map(str, TOKENS))} tokens", ""]
     _print_table(head, [row.cells() for row in rows])
     files = weight_files(args.folder)
     size = sum(path.stat().st_size for path in files) / 2**20

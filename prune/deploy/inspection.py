@@ -8,12 +8,14 @@ from pathlib import Path
 
 from trisparse.prune.deploy.checkpoint import check_folder, empty_model
 from trisparse.prune.deploy.checkpoint_files import read_headers, weight_files
-from trisparse.prune.deploy.formats import formats_of
+from trisparse.prune.deploy.formats import Format, formats_of
 from trisparse.prune.deploy.layer_spec import tensors_of
 from trisparse.prune.deploy.saved_names import names_in_model
+from trisparse.prune.deploy.speed_model import expected_gain_on_cpu
 from trisparse.prune.pruner.layers import is_hf_conv1d, op_type
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+TOKENS = (1, 512)  # of the speeds that are expected
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Row:
     stored: float
     nbytes: int
     dense_bytes: int
+    speed: str = ""
     note: str = ""
 
     def cells(self) -> list[str]:
@@ -39,6 +42,7 @@ class Row:
             f"{self.stored:.2f}",
             size,
             f"{share:.2f}",
+            self.speed,
             self.note,
         ]
 
@@ -56,8 +60,18 @@ def packed_rows(folder: Path) -> list[Row]:
         kind = spec["format"] if "block" not in spec else f"{n}x{m}"
         fewer = [high, wide] != spec["full_shape"]
         note = f"channels removed from {'x'.join(map(str, spec['full_shape']))}" if fewer else ""
-        rows.append(Row(name, [high, wide], kind, stored, nbytes, full, note))
+        form = Format(spec["format"], (n, m), n, stored, nbytes)
+        speed = expected_speed(form, high, wide, _BYTES[headers[f"{name}.{parts[0]}"][2]])
+        rows.append(Row(name, [high, wide], kind, stored, nbytes, full, speed, note))
     return rows
+
+
+def expected_speed(form: Format, rows: int, cols: int, itemsize: int) -> str:
+    """How many times as fast as dense a CPU should be, for each of TOKENS; empty for a dense layer."""
+    if form.kind == "dense":
+        return ""
+    parts = form.kind, form.block, form.stored, form.nbytes
+    return " / ".join(f"~{expected_gain_on_cpu(*parts, rows, cols, tokens, itemsize):.1f}x" for tokens in TOKENS)
 
 
 def dense_rows(folder: Path) -> list[Row]:
@@ -78,10 +92,13 @@ def dense_rows(folder: Path) -> list[Row]:
         if name in made and is_hf_conv1d(made[name]):
             weight = weight.t()
         forms = formats_of(weight) if weight.is_floating_point() else []
-        note = f"could be {forms[0]}, {forms[0].nbytes / max(weight.nbytes, 1):.2f} of dense" if forms else ""
+        note, speed = "", ""
+        if forms:
+            note = f"could be {forms[0]}, {forms[0].nbytes / max(weight.nbytes, 1):.2f} of dense"
+            speed = expected_speed(forms[0], weight.shape[0], weight.shape[1], weight.element_size())
         kept = float((weight != 0).float().mean()) if weight.numel() else 0.0
         size = _size((path, shape, dtype))
-        rows.append(Row(name, list(weight.shape), "dense", kept, size, size, note))
+        rows.append(Row(name, list(weight.shape), "dense", kept, size, size, speed, note))
     return rows
 
 

@@ -1,6 +1,7 @@
 """The console script `trisparse`."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -34,6 +35,8 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
     assert main(["inspect", str(folder)]) == 0
     text = capsys.readouterr().out
     assert "could be 4x1, 0." in text
+    assert "CPU, 1 / 512 tokens" in text
+    assert re.search(r"x / ~[0-9.]+x +could be", text)
     assert "1 files, 0.3 MiB, readable" in text
     small = tmp_path / "small"
     assert main(["compress", str(folder), str(small), "--prefer", "memory", "--tokens", "1", "8"]) == 0
@@ -49,7 +52,7 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(small)]) == 0
     text = capsys.readouterr().out
-    assert " 4x1 " in text
+    assert re.search(r" 4x1 .* ~[0-9.]+x / ~[0-9.]+x", text)
     assert "1 files, 0.2 MiB, whole; 7 layers" in text
     assert main(["export", str(small), str(tmp_path / "dense"), "--format", "dense"]) == 0
     assert "as dense, 0.3 MiB" in capsys.readouterr().out
