@@ -74,6 +74,8 @@ class DirectModule(nn.Module):
             or x.dtype is not dtype
             or torch.autograd.forward_ad._current_level >= 0
             or torch.is_autocast_enabled("cpu")
+            or not weight.is_contiguous()  # the kernel would read a copy, which does not follow the weight
+            or not (bias is None or bias.is_contiguous())
             or (
                 torch.is_grad_enabled()
                 and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
@@ -88,6 +90,10 @@ class DirectModule(nn.Module):
             product = self.prepared()
             self._direct = key, product
         return None if product is None else product(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._direct = None, None  # would keep memory that the weight leaves
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_direct"}  # of this process alone

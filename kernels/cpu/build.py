@@ -87,7 +87,13 @@ def _key(compiler: str, options: list[str]) -> str:
     found = hashlib.sha256()
     real = os.stat(compiler)  # its version takes ten times as long to ask for
     told = (compiler, real.st_size, real.st_mtime_ns, *options, processor(), instructions(), version("torch"))
-    found.update(repr(told).encode())
+    found.update(repr(told).encode() + sources_digest().encode())
+    return found.hexdigest()[:32]
+
+
+def sources_digest() -> str:
+    """Of what would be compiled."""
+    found = hashlib.sha256()
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         found.update(source.name.encode() + b"\0" + source.read_bytes())
     return found.hexdigest()[:32]

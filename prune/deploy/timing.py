@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.cache import cache_folder, locked, processor
+from trisparse.kernels.cpu.build import sources_digest
 from trisparse.prune.files import atomic_write
 
 _ROUNDS, _SECONDS = 25, 0.5  # at most, for a pair of layers
@@ -131,6 +132,6 @@ def machine(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
         versions = f"cuda-{torch.version.cuda or torch.version.hip}_triton-{triton.__version__}"
     else:
-        name, versions = processor(), f"threads-{torch.get_num_threads()}"
+        name, versions = processor(), f"threads-{torch.get_num_threads()}_kernels-{sources_digest()[:8]}"
     text = f"{name}_trisparse-{version('trisparse')}_torch-{torch.__version__}_{versions}"
     return "".join(c if c.isalnum() or c in "._-+" else "-" for c in text)
