@@ -39,7 +39,8 @@ static void with_vectors(int64_t vectors, Run run) {
 //   rounded(columns)         up to whole blocks
 //   start(group)             where the group begins, as `add` takes it
 //   rows_of(from, to, into)  where the rows of some groups lie; false where they lie one after the other
-//   add<VECTORS>(...)        sums of some groups over a span, in one order, so that threads change nothing
+//   add<VECTORS>(...)        sums of some groups over a span, in one order, so that threads change nothing; the last
+//                            argument says whether the weight may not be in the caches yet
 template <class Weight, class Value>
 static void multiply_tiles(
     const Weight& w, const Value* x, const Value* bias, int64_t activation, Value* y, int64_t tokens, int64_t threads) {
@@ -69,7 +70,7 @@ static void multiply_tiles(
         for (int64_t k = begin; k < end; k += span)
           with_vectors<Weight::most>(width / LANES, [&](auto vectors) {
             w.template add<vectors()>(
-                tile + (k - begin) * width, k, std::min(k + span, end), g, last, next + (g - from), at);
+                tile + (k - begin) * width, k, std::min(k + span, end), g, last, next + (g - from), at, number < threads);
           });
         if (end < cols) continue;
         bool is_moved = w.rows_of(g, last, rows);

@@ -34,7 +34,7 @@ struct TwoFour {
 
   template <int VECTORS>
   [[gnu::noinline]] void add(
-      const float* tile, int64_t k, int64_t end, int64_t from, int64_t to, int32_t*, float* sums) const {
+      const float* tile, int64_t k, int64_t end, int64_t from, int64_t to, int32_t*, float* sums, bool) const {
     constexpr int WIDTH = VECTORS * LANES, CHAINS = chains(VECTORS);
     int32_t first[16], second[16];
     for (int bits = 0; bits < 16; bits++) {

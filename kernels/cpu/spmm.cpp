@@ -12,6 +12,7 @@ namespace {
 // Bytes that a span of columns may take of the first-level cache, if need be with what it would push out, and of the second.
 constexpr int64_t FIRST_CACHE = 36 << 10, SECOND_CACHE = 512 << 10;
 constexpr int64_t BLOCK = 64;  // rows whose sums are made together
+constexpr int64_t AHEAD = 2;    // groups between asking for their slots and multiplying with them
 constexpr int64_t LONGEST = 1024;  // columns of a span, since a sum of more rounds more
 constexpr int64_t ENOUGH = 24;  // slots of a group in a span that are worth the look at the next group
 
@@ -49,7 +50,8 @@ struct Vectors {
 
   template <int VECTORS>
   [[gnu::noinline]] void add(
-      const float* tile, int64_t k, int64_t end, int64_t from, int64_t to, int32_t* next, float* sums) const {
+      const float* tile, int64_t k, int64_t end, int64_t from, int64_t to, int32_t* next, float* sums,
+      bool is_cold) const {
     const uint32_t limit = (uint32_t)(end / w.m);
     const int64_t m = IS_BLOCK ? w.m : 1, n = w.n, size = n * m;
     const uintptr_t zero = (uintptr_t)tile - k * VECTORS * sizeof(Vec);  // where column 0 would be
@@ -59,6 +61,11 @@ struct Vectors {
         for (int v = 0; v < VECTORS; v++) __builtin_prefetch(sums + 2 * VECTORS * LANES + v * LANES, 1);
         __builtin_prefetch(values + next[g + 2 - from]);
         __builtin_prefetch(w.columns + next[g + 2 - from]);
+      }
+      if (HEIGHT == 4 && is_cold && g + AHEAD < groups) {  // which lie by their lengths, so that no processor foresees where
+        int64_t soon = w.pointers[stored[g + AHEAD]], after = w.pointers[stored[g + AHEAD] + 1];
+        for (int64_t i = soon * size; i < after * size; i += 16) __builtin_prefetch(values + i, 0, 2);
+        for (int64_t i = soon; i < after; i += 32) __builtin_prefetch(w.columns + i, 0, 2);
       }
       const int16_t *first = w.columns + begin, *at = first;
       for (int64_t i = 0; i < n; i += HEIGHT, sums += HEIGHT * VECTORS * LANES)
