@@ -30,6 +30,7 @@ from trisparse.prune.glue.data import load_splits, tokenize
 from trisparse.prune.glue.tasks import find_task
 
 ROUNDS = {1: 40, 32: 9}  # of each batch
+TOKENS = (64, 2048)  # about as many as these batches have
 
 
 def batches_of(folder: Path, args, size: int):
@@ -60,7 +61,7 @@ def rows_of(folder: Path, args):
     want = logits_of(before, folder, args)
     size = (folder / "model.safetensors").stat().st_size
     for prefer in ("memory", "speed"):
-        after, report = compress(copy.deepcopy(before), prefer, measure=False)
+        after, report = compress(copy.deepcopy(before), prefer, TOKENS, measure=prefer == "speed")
         with tempfile.TemporaryDirectory() as name:
             save_pretrained(after, name)
             got = loaded_elsewhere(Path(name), folder, args)
