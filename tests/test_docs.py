@@ -106,7 +106,7 @@ def test_flags_and_keys_exist():
 
     flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "overwrite", "nproc_per_node"}
-    flags |= {"data", "minilm", "rows", "seeds", "epochs"}
+    flags |= {"data", "minilm", "rows", "seeds", "epochs", "device", "dtype"}
     for name, text in TEXTS.items():
         assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name
     rows = re.findall(r"^\| (`.*?) \|", TEXTS["configuration.md"], re.MULTILINE)

@@ -110,9 +110,10 @@ def rows_of(pattern: str, zeros: float, dtype: torch.dtype, most: float, rivals:
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each case geometric means over the shapes, for one token and for many, with the goal."""
+    """Of each case geometric means over the shapes, for one token and for many, with the goal in float32."""
     found = []
     for pattern, zeros, *goals in CASES:
+        goals = goals if rows[0]["dtype"] == "float32" else [None, None]
         for which, tokens, goal in (("1", [1], goals[0]), (f"{TOKENS[1]} to {TOKENS[-1]}", TOKENS[1:], goals[1])):
             same = [r for r in rows if (r["pattern"], r["zeros"]) == (pattern, zeros) and r["tokens"] in tokens]
             mean = {key: statistics.geometric_mean(r[key] for r in same) for key in ("times", "cold", "share_of_peak")}

@@ -6,7 +6,7 @@
 #include <type_traits>
 #include "tile.h"
 
-constexpr int64_t HELD = 1280 << 10;  // bytes of the second-level cache that tokens turned over may take
+constexpr int64_t HELD = 640 << 10;  // bytes of the second-level cache that tokens turned over may take
 constexpr int64_t LARGE = 4 << 20;     // bytes of outputs that no cache keeps until they are read
 
 // Sums made side by side, where fewer would wait for one another; shorter sums also round less.
