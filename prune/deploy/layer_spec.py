@@ -118,6 +118,7 @@ class PackedTensors(nn.Module):
     def __init__(self, spec: Spec, dtype: torch.dtype) -> None:
         super().__init__()
         self.spec = spec
+        self.out_features, self.in_features = spec["shape"]  # which a model's own initialization may ask for
         for name, (shape, own) in tensors_of(spec).items():
             tensor = torch.empty(shape, dtype=own or dtype, device="meta")
             if own is None:
