@@ -72,7 +72,8 @@ def plot(rows, path):
         values = [[found.get((s, t), float("nan")) for t in across] for s in down]
         axes.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(1, 0, 3), aspect="auto")
         for (y, line), x in itertools.product(enumerate(values), range(len(across))):
-            axes.text(x, y, f"{line[x]:.1f}", ha="center", va="center", fontsize=6)
+            color = "white" if line[x] > 2.4 or line[x] < 0.4 else "black"
+            axes.text(x, y, f"{line[x]:.1f}", ha="center", va="center", fontsize=6, color=color)
         axes.set_xticks(range(len(across)), across, fontsize=6)
         axes.set_yticks(range(len(down)), down, fontsize=6)
         axes.set_title(f"{form}, {shape}", fontsize=7)
