@@ -4,10 +4,11 @@
 #include <omp.h>
 
 #include <type_traits>
+
 #include "tile.h"
 
 constexpr int64_t HELD = 640 << 10;  // bytes of the second-level cache that tokens turned over may take
-constexpr int64_t LARGE = 4 << 20;     // bytes of outputs that no cache keeps until they are read
+constexpr int64_t LARGE = 4 << 20;   // bytes of outputs that no cache keeps until they are read
 
 // Sums made side by side, where fewer would wait for one another; shorter sums also round less.
 constexpr int chains(int sums) { return sums == 1 ? 4 : sums <= 4 ? 2 : 1; }
@@ -69,13 +70,14 @@ static void multiply_tiles(
         float* at = is_whole ? sums : sums + (g - from) * size;
         for (int64_t k = begin; k < end; k += span)
           with_vectors<Weight::most>(width / LANES, [&](auto vectors) {
+            const float* columns = tile + (k - begin) * width;
             w.template add<vectors()>(
-                tile + (k - begin) * width, k, std::min(k + span, end), g, last, next + (g - from), at, number < threads);
+                columns, k, std::min(k + span, end), g, last, next + (g - from), at, number < threads);
           });
         if (end < cols) continue;
         bool is_moved = w.rows_of(g, last, rows);
-        turn_back(at, (last - g) * w.height, width, g * w.height, is_moved ? rows : nullptr, bias, activation, token, count,
-                  w.rows, is_past, y);
+        turn_back(at, (last - g) * w.height, width, g * w.height, is_moved ? rows : nullptr, bias, activation, token,
+                  count, w.rows, is_past, y);
       }
     }
     if (is_past) finish_stores();

@@ -2,14 +2,14 @@
 // and four bits for each four columns that tell which two.
 //
 // With many tokens a value multiplies the row of the tile that its place says; columns go in spans that stay in the
-// first-level cache. With few, a vector of values multiplies the inputs of its columns, which are picked out of two vectors
-// by an index computed from the bits.
+// first-level cache. With few, a vector of values multiplies the inputs of its columns, which are picked out of two
+// vectors by an index computed from the bits.
 #include "many_tokens.h"
 
 namespace {
 
 constexpr int64_t FIRST_CACHE = 36 << 10;  // bytes that a span of columns may take
-constexpr int64_t FEW = 12;                // tokens up to which they are not turned over, but multiplied four at a time
+constexpr int64_t FEW = 12;  // tokens up to which they are not turned over, but multiplied four at a time
 
 // The two places of a quad, by its four bits: two bits each, so that a shift looks them up.
 constexpr uint32_t places(bool is_second) {

@@ -1,20 +1,20 @@
 // Y = X W^T for W in column vectors N x 1 and in blocks N x M.
 //
 // Tokens come in tiles that are turned over, `tile[column][token]`. A stored block multiplies rows of the tile by its
-// values: HEIGHT rows of outputs times VECTORS vectors of tokens are summed in registers, with one broadcast a value. Four
-// rows use a vector of tokens often enough for it to come from the second-level cache; for fewer, columns go in spans that
-// fit the first, and between spans the sums wait in a tile of outputs.
+// values: HEIGHT rows of outputs times VECTORS vectors of tokens are summed in registers, with one broadcast a value.
+// Four rows use a vector of tokens often enough for it to come from the second-level cache; for fewer, columns go in
+// spans that fit the first, and between spans the sums wait in a tile of outputs.
 #include "few_tokens.h"
 #include "many_tokens.h"
 
 namespace {
 
-// Bytes that a span of columns may take of the first-level cache, if need be with what it would push out, and of the second.
+// Bytes that a span of columns may take of the first-level cache (twice that where little is stored), and of the second.
 constexpr int64_t FIRST_CACHE = 36 << 10, SECOND_CACHE = 512 << 10;
-constexpr int64_t BLOCK = 64;  // rows whose sums are made together
-constexpr int64_t AHEAD = 2;    // groups between asking for their slots and multiplying with them
+constexpr int64_t ENOUGH = 24;     // slots of a group in a span that are worth the look at the next group
 constexpr int64_t LONGEST = 1024;  // columns of a span, since a sum of more rounds more
-constexpr int64_t ENOUGH = 24;  // slots of a group in a span that are worth the look at the next group
+constexpr int64_t BLOCK = 64;      // rows whose sums are made together
+constexpr int64_t AHEAD = 2;       // groups between asking for their slots and multiplying with them
 
 constexpr int most_vectors(int height) {
   // sums, a vector of tokens for each, and one broadcast have to fit the registers
@@ -34,7 +34,8 @@ struct Vectors {
         block(std::max<int64_t>(BLOCK / w.n, 1)) {}
 
   int64_t span(int64_t width) const {
-    int64_t column = width * sizeof(float), size = std::min(SECOND_CACHE / column, LONGEST), slots = w.pointers[groups] + 1;
+    int64_t column = width * sizeof(float), slots = w.pointers[groups] + 1;
+    int64_t size = std::min(SECOND_CACHE / column, LONGEST);
     if (HEIGHT < 4) size = std::clamp(ENOUGH * groups * cols / slots, FIRST_CACHE / column, 2 * FIRST_CACHE / column);
     int64_t spans = (cols + size - 1) / size;
     return rounded((cols + spans - 1) / spans);
@@ -62,14 +63,15 @@ struct Vectors {
         __builtin_prefetch(values + next[g + 2 - from]);
         __builtin_prefetch(w.columns + next[g + 2 - from]);
       }
-      if (HEIGHT == 4 && is_cold && g + AHEAD < groups) {  // which lie by their lengths, so that no processor foresees where
+      if (HEIGHT == 4 && is_cold && g + AHEAD < groups) {  // groups lie by their lengths, so that nothing foresees where
         int64_t soon = w.pointers[stored[g + AHEAD]], after = w.pointers[stored[g + AHEAD] + 1];
         for (int64_t i = soon * size; i < after * size; i += 16) __builtin_prefetch(values + i, 0, 2);
         for (int64_t i = soon; i < after; i += 32) __builtin_prefetch(w.columns + i, 0, 2);
       }
       const int16_t *first = w.columns + begin, *at = first;
       for (int64_t i = 0; i < n; i += HEIGHT, sums += HEIGHT * VECTORS * LANES)
-        at = add_rows<VECTORS>(zero, first, first + (last - begin), limit, values + begin * size + i * m, size, m, sums, !k);
+        at = add_rows<VECTORS>(
+            zero, first, first + (last - begin), limit, values + begin * size + i * m, size, m, sums, !k);
       next[g - from] = (int32_t)(begin + (at - first));
     }
   }

@@ -52,9 +52,9 @@ template <class Value>
   }
 }
 
-// Rows of a tile of sums [count, width] into y [tokens, stride] with bias and activation. Row i is row `first + i` of the
-// matrix, or, where `rows` is there, rows[i]; what lies beyond `stride` only fills up. The tile has room for more rows. With
-// `is_past` outputs go past the caches.
+// Rows of a tile of sums [count, width] into y [tokens, stride] with bias and activation. Row i is row `first + i` of
+// the matrix, or, where `rows` is there, rows[i]; what lies beyond `stride` only fills up. The tile has room for more
+// rows. With `is_past` outputs go past the caches.
 template <class Activate, class Value>
 [[gnu::noinline]] static void turn_back(
     Activate activate, const float* tile, int64_t count, int64_t width, int64_t first, const int32_t* rows,
