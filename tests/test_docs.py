@@ -187,6 +187,8 @@ def test_speeds_of_a_model_on_a_cpu_are_those_of_their_file():
         for name, found in row["models"].items():
             assert f"| {row['texts']} | {name} | {found['ms']:.1f} | {found['times']:.2f}x |" in TEXTS["operators.md"]
         assert f"{row['models']['packed']['times']:.2f} times" in TEXTS["README.md"]
+    peers = (read("cpu_model")["rows"][0]["models"][name]["times"] for name in ("onnxruntime", "openvino"))
+    assert " and ".join(f"{times:.2f}" for times in peers) in TEXTS["README.md"]
 
 
 def test_speeds_of_the_loop_are_those_of_their_file():
