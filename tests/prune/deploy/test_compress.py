@@ -77,7 +77,8 @@ def test_speed_on_a_cpu_stays_dense_where_there_are_no_kernels(monkeypatch):
     }  # fmt: skip
 
 
-def test_the_summary_says_why_nothing_was_packed():
+def test_the_summary_says_why_nothing_was_packed(monkeypatch):
+    monkeypatch.setattr(choose_format, "runs_packed", lambda dtype: True)
     _, report = compress(mixed(), measure=False)
     assert report.summary().startswith("0 of 5 linear layers packed, ")
     why = "no format is smaller (3), no format promises enough (2)"
