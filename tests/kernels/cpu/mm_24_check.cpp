@@ -2,13 +2,9 @@
 // sums in double. Prints what differs; the exit status is whether any did.
 #include "mm_24.cpp"
 
-#include <cstdio>
-#include <random>
-#include <vector>
+#include "check.h"
 
 static int check(int64_t rows, int64_t cols, int64_t tokens, bool is_damaged, bool is_half, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  auto shorten = [&](float v) { return is_half ? to_float((bf16)(rounded(all(v))[0] >> 16)) : v; };
   int64_t high = (rows + 63) / 64 * 64, wide = (cols + 63) / 64 * 64, size = is_half ? 2 : 4;
   std::vector<char> packed(high * wide / 2 * size + high * wide / 8);
   uint16_t* words = (uint16_t*)(packed.data() + high * wide / 2 * size);
@@ -20,20 +16,14 @@ static int check(int64_t rows, int64_t cols, int64_t tokens, bool is_damaged, bo
       words[r * (wide / 16) + quad / 4] |= (uint16_t)(bits << quad % 4 * 4);
       for (int place = 0; place < 4; place++) {
         if (!(bits >> place & 1) || stored == 2) continue;
-        float value = r < rows && quad * 4 < cols ? shorten(normal(random)) : 0.0f;
+        float value = r < rows && quad * 4 < cols ? draw(random, is_half) : 0.0f;
         int64_t at = r * (wide / 2) + quad * 2 + stored++;
         std::memcpy(packed.data() + at * size, (const char*)&value + 4 - size, size);
         dense[r * wide + quad * 4 + place] = value;
       }
     }
-  std::vector<float> x(tokens * cols), bias(rows), y(tokens * rows, NAN);
-  for (float& v : x) v = shorten(normal(random));
-  for (float& v : bias) v = shorten(normal(random));
-  auto halves = [](const std::vector<float>& from) {
-    std::vector<bf16> to(from.size());
-    for (size_t i = 0; i < from.size(); i++) std::memcpy(&to[i], (const char*)&from[i] + 2, 2);
-    return to;
-  };
+  std::vector<float> x = draw(tokens * cols, random, is_half), bias = draw(rows, random, is_half);
+  std::vector<float> y(tokens * rows, NAN);
   std::vector<bf16> x16 = halves(x), bias16 = halves(bias), y16(y.size());
   Weight24 weight{packed.data(), is_half ? (void*)bias16.data() : bias.data(), rows, cols, high, wide, is_half, RELU};
   for (int64_t threads : {1, 2})
@@ -44,7 +34,7 @@ static int check(int64_t rows, int64_t cols, int64_t tokens, bool is_damaged, bo
       double sum = bias[r];
       for (int64_t k = 0; k < cols; k++) sum += (double)x[t * cols + k] * dense[r * wide + k];
       double got = is_half ? to_float(y16[t * rows + r]) : y[t * rows + r], want = std::max(sum, 0.0);
-      wrong += !(std::abs(got - want) <= (is_half ? 0.02 : 1e-4) * (1 + std::abs(want)));
+      wrong += differs(got, want, is_half);
     }
   if (wrong) std::printf("%ldx%ld, %ld tokens: %d differ\n", rows, cols, tokens, wrong);
   return wrong;

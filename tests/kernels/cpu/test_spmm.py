@@ -56,6 +56,13 @@ def test_any_packing(block, rows, cols, tokens, density, split, seed):
     torch.testing.assert_close(found, linear(x, weight, bias), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1024, 1040, 1001])
+def test_outputs_that_go_past_the_caches(rows):
+    x, weight, matrix, bias = operands((4, 1), rows, 20, 1100)
+    assert 1100 * rows * 4 > 4 << 20
+    torch.testing.assert_close(spmm(x, matrix, bias, "relu"), linear(x, weight, bias).relu(), rtol=1e-4, atol=1e-4)
+
+
 def test_what_the_kernel_does_not_read_is_left_to_the_operator():
     x, weight, matrix, bias = operands((4, 1), 8, 40_000, 5)
     assert matrix.columns.dtype == torch.int32
