@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.library import is_seen
 
 
@@ -51,7 +52,14 @@ class DirectModule(nn.Module):
     Small products take microseconds, and so would all that is looked at here if it were looked at at leisure.
     """
 
+    activation = "none"
     _direct: tuple[Any, Callable[[Tensor], Tensor] | None] = None, None
+
+    def activate(self, activation: str) -> None:
+        """Apply this to what the product gives: `none`, `relu`, `gelu` or `gelu_tanh`. No part of a `state_dict`."""
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation: want {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.activation, self._direct = activation, (None, None)
 
     def prepared(self) -> Callable[[Tensor], Tensor] | None:
         """The product for `[..., in]`; None where there is none. Raises ValueError for a weight that is damaged."""

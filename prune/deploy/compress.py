@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from trisparse.prune.channels.shrinking import restored
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.deploy.compact import compact_found
 from trisparse.prune.deploy.compression_report import CompressionReport
+from trisparse.prune.deploy.fold_activations import fold_activations, unfold_activations
 from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_saved, transformers_models
@@ -36,7 +37,8 @@ def compress(
     First channels and heads that are zero are removed, as by `compact`, but from a model of transformers none that its
     checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
     or blocks; its dense weight is let go of. Outputs on the example are compared after either; where packing changes
-    them, all layers are unpacked again and the report says so.
+    them, all layers are unpacked again and the report says so. With `prefer="speed"` a packed layer then applies the
+    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -87,8 +89,8 @@ def compress(
             outputs = _outputs(bare, example, report) if outputs is None else outputs  # of what is still dense
             replace_module(bare, name, packed)
             row.reason += "; decompress before resize_token_embeddings" if layer is head else ""
-    if outputs:
-        _keep_if_equal(bare, outputs, example, report)
+    if outputs and _keep_if_equal(bare, outputs, example, report) and prefer == "speed":
+        _fold_if_equal(bare, outputs, example, report)
     report.bytes_after = model_bytes(bare)
     note_in_config(bare)
     return model, report
@@ -103,15 +105,20 @@ def _outputs(model: nn.Module, example: Any, report: CompressionReport) -> list[
         return []
 
 
-def _keep_if_equal(model: nn.Module, before: list[Tensor], example: Any, report: CompressionReport) -> None:
-    """Unpack all layers again if outputs changed."""
+def _trouble(model: nn.Module, before: list[Tensor], example: Any) -> str:
+    """What is different about the model's outputs, or an empty string."""
     try:
-        trouble = difference(before, outputs_of(model, example))
+        return difference(before, outputs_of(model, example))
     except Exception as error:  # whatever a forward raises that wants its own layers
-        trouble = one_line(error)
+        return one_line(error)
+
+
+def _keep_if_equal(model: nn.Module, before: list[Tensor], example: Any, report: CompressionReport) -> bool:
+    """Unpack all layers again if outputs changed."""
+    trouble = _trouble(model, before, example)
     report.verified = True
     if not trouble:
-        return
+        return True
     report.add_note(f"no layer is packed: the model does not do the same with packed layers ({trouble})")
     for row in report.layers:
         if row.format != "dense":
@@ -119,6 +126,19 @@ def _keep_if_equal(model: nn.Module, before: list[Tensor], example: Any, report:
             replace_module(model, row.name, dense)
             row.format, row.bytes_after = "dense", matrix_of(dense).nbytes
             row.measured, row.expected, row.reason = {}, {}, "packed, the model's outputs change"
+    return False
+
+
+def _fold_if_equal(model: nn.Module, before: list[Tensor], example: Any, report: CompressionReport) -> None:
+    """Let packed layers apply what follows them, unless outputs change."""
+    folded = set(fold_activations(model))
+    if folded and (trouble := _trouble(model, before, example)):
+        unfold_activations(model)
+        report.add_note(f"activations stay modules of their own: folded into products, {trouble}")
+        return
+    for row in report.layers:
+        if row.name in folded:
+            row.reason += f"; applies the {cast(Any, model.get_submodule(row.name)).activation} that follows"
 
 
 @torch.no_grad()
@@ -128,6 +148,7 @@ def decompress(model: nn.Module) -> nn.Module:
     Outputs stay the same, and what the model saves is again a checkpoint of its class.
     """
     bare = unwrap(model)
+    unfold_activations(bare)
     for name, layer in list(bare.named_modules()):
         if isinstance(layer, PACKED) or hasattr(layer, "full_shape"):
             replace_module(bare, name, unpack_layer(layer))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.prune.deploy.layer_spec import Spec, empty_packed, misfit, shrunken
+from trisparse.prune.deploy.fold_activations import fold_activations
+from trisparse.prune.deploy.layer_spec import Spec, activations_of, empty_packed, misfit, shrunken
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
@@ -49,6 +50,7 @@ def compress_like(model: nn.Module, description: Spec) -> nn.Module:
         empty = _empty(modules[name], spec)
         empty.training = modules[name].training
         replace_module(bare, name, empty)
+    fold_activations(bare, activations_of(layers))
     return model
 
 

@@ -12,7 +12,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from trisparse.prune.channels.obstacles import check_numbers
 from trisparse.prune.deploy.checkpoint_files import check_digests, check_layers, read_headers
-from trisparse.prune.deploy.layer_spec import METHOD, PackedTensors, describe, note_in_config, shrunken
+from trisparse.prune.deploy.fold_activations import fold_activations
+from trisparse.prune.deploy.layer_spec import METHOD, PackedTensors, activations_of, describe, note_in_config, shrunken
 from trisparse.prune.deploy.saved_names import headers_in_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
@@ -64,7 +65,8 @@ class TrisparseQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        for name, tensors in [(n, m) for n, m in model.named_modules() if isinstance(m, PackedTensors)]:
+        read = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedTensors)]
+        for name, tensors in read:
             check_numbers(tensors, f"{name}.")
             for key, tensor in (*tensors.named_parameters(), *tensors.named_buffers()):
                 if not getattr(tensor, "_is_hf_initialized", False):  # transformers' mark of what it has read
@@ -77,6 +79,7 @@ class TrisparseQuantizer(HfQuantizer):
                 lines = [line.strip() for line in str(error).splitlines()]
                 raise PruningError(f"{name}: its tensors are damaged: {lines[-1]}") from None
         config: Any = self.quantization_config
+        fold_activations(model, activations_of({name: tensors.spec for name, tensors in read}))
         note_in_config(model)  # in parts that have a config of their own
         config.entry = describe(model)  # by the names that its layers have in this class
         model.config.quantization_config = config

@@ -28,6 +28,8 @@ def spec_of(layer: Any) -> Spec | None:
     else:
         return None
     shape = list(layer.weight.shape) if spec["format"] == "dense" else [layer.out_features, layer.in_features]
+    if getattr(layer, "activation", "none") != "none":
+        spec["activation"] = layer.activation
     conv1d = is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)
     shape = shape[::-1] if is_hf_conv1d(layer) else shape
     full = list(getattr(layer, "full_shape", shape))
@@ -110,6 +112,11 @@ def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:
         found = {"values": ([slots, n, m], None), "columns": ([slots], narrow)}
         found |= {"pointers": ([groups + 1], torch.int32), "order": ([groups * n // spec["run"]], torch.int32)}
     return found | ({"bias": ([rows], None)} if spec["bias"] else {})
+
+
+def activations_of(layers: dict[str, Spec]) -> dict[str, str]:
+    """Layers that apply what follows them, by name."""
+    return {name: spec["activation"] for name, spec in layers.items() if "activation" in spec}
 
 
 class PackedTensors(nn.Module):

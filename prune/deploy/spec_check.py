@@ -8,6 +8,7 @@ from typing import Any
 
 from trisparse.prune.deploy.layer_spec import METHOD, VERSION, Spec, is_ours
 from trisparse.prune.errors import PruningError
+from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.blocks.packed_blocks import check_block
 
 _LIMIT = 1 << 31  # rows, columns and slots are counted in int32
@@ -47,6 +48,8 @@ def _trouble(spec: Any) -> str:
     checks = {"format": lambda _: True, **_COMMON, **_FIELDS[kind]}
     if "parts" in spec:  # only where units come in several, as gates and what they open do in one projection
         checks["parts"] = _is_shape
+    if "activation" in spec and kind != "dense":  # only where a packed layer applies it
+        checks["activation"] = lambda name: isinstance(name, str) and name in ACTIVATIONS and name != "none"
     if spec.keys() != checks.keys():
         return f"want the fields {', '.join(checks)}, got {', '.join(map(str, spec))}"
     for field, check in checks.items():

@@ -86,7 +86,7 @@ class LinearBlocks(DirectModule):
         return layer
 
     def to_linear(self) -> nn.Linear:
-        """The same layer, dense."""
+        """The same layer, dense, without an activation."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.values.dtype)
         linear.weight = nn.Parameter(unpack_blocks(self.matrix).detach())
         linear.register_parameter("bias", None if self.bias is None else nn.Parameter(self.bias.detach().clone()))
@@ -113,7 +113,7 @@ class LinearBlocks(DirectModule):
         return lazy_weight(lambda: unpack_blocks(matrix), matrix.rows, matrix.cols, values.dtype, values.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight. See `activate` too."""
         own, held = self._parameters, self._buffers  # past nn.Module's look-up, which takes as long as a small product
         index: Any = held["columns"], held["pointers"], held["order"]
         values = cast(Tensor, own["values"])
@@ -124,13 +124,15 @@ class LinearBlocks(DirectModule):
         if not torch.compiler.is_compiling():
             self._check_index()
         product = vector_spmm if self.block[1] == 1 else block_spmm
-        return product(x if autocast_dtype(x) is None else x.to(self.values.dtype), self.matrix, self.bias)
+        return product(
+            x if autocast_dtype(x) is None else x.to(self.values.dtype), self.matrix, self.bias, self.activation
+        )
 
     def prepared(self) -> Callable[[Tensor], Tensor] | None:
         from trisparse.kernels.cpu.spmm import prepare
 
         self._check_index()
-        return prepare(self.matrix, self.bias, "none")
+        return prepare(self.matrix, self.bias, self.activation)
 
     def _check_index(self) -> None:
         """ValueError where something wrote to the index since it was made, and no kernel may read it.
@@ -156,6 +158,7 @@ class LinearBlocks(DirectModule):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"block={n}x{m}, run={self.run}, stored={self.values.numel()}"
+            + (f", activation={self.activation}" if self.activation != "none" else "")
         )
 
     def _keep(self, matrix: PackedBlocks) -> None:

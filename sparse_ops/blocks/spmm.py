@@ -8,20 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, relu
+from torch.nn.functional import linear
 
+from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm
 from trisparse.sparse_ops.blocks.spmm_t import spmm_t
 from trisparse.sparse_ops.checks import check_device
 from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": relu,
-    "gelu": gelu,
-    "gelu_tanh": lambda y: gelu(y, approximate="tanh"),
-}
 _PARTS = len(PackedBlocks._fields)
 
 

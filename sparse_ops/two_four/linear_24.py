@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import padded
+from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.lazy_weight import lazy_weight
 from trisparse.sparse_ops.packed_modules import (
     DirectModule,
@@ -88,7 +89,7 @@ class Linear24(DirectModule):
         return layer
 
     def to_linear(self) -> nn.Linear:
-        """The same layer, dense."""
+        """The same layer, dense, without an activation."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.dtype)
         linear.weight = nn.Parameter(unpack_24(self.matrix))
         linear.register_parameter("bias", None if self.bias is None else nn.Parameter(self.bias.clone()))
@@ -108,18 +109,19 @@ class Linear24(DirectModule):
         return lazy_weight(lambda: unpack_24(matrix), matrix.rows, matrix.cols, self.dtype, matrix.packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight."""
+        """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight. See `activate` too."""
         y = self.direct(x, self.dtype, cast(Tensor, self._buffers["packed"]), self._parameters.get("bias"))
         if y is not None:
             return y
         check_exporter("Linear24")
-        return mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)
+        y = mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)
+        return ACTIVATIONS[self.activation](y)
 
     def prepared(self) -> Callable[[Tensor], Tensor] | None:
         from trisparse.kernels.cpu.mm_24 import prepare
 
         matrix = self.matrix
-        return prepare(matrix.packed, self.bias, matrix.rows, matrix.cols, matrix.layout)
+        return prepare(matrix.packed, self.bias, matrix.rows, matrix.cols, matrix.layout, self.activation)
 
     def train(self, mode: bool = True) -> Linear24:
         """Packed weights do not train, and a warning says so."""
@@ -131,6 +133,7 @@ class Linear24(DirectModule):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"dtype={self.dtype}, layout={self.layout}"
+            + (f", activation={self.activation}" if self.activation != "none" else "")
         )
 
     def _keep(self, matrix: Packed24) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from trisparse.kernels.cpu.spmm import spmm
 from trisparse.sparse_ops import LinearBlocks, block_spmm, pack_blocks, vector_spmm
-from trisparse.sparse_ops.blocks.spmm import ACTIVATIONS
+from trisparse.sparse_ops.activations import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 BLOCKS = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (16, 16), (32, 64)]

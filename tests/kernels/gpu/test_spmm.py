@@ -12,8 +12,8 @@ from trisparse.kernels.gpu.spmm_t import spmm_t
 from trisparse.kernels.gpu.vector_spmm import shares_of
 from trisparse.kernels.gpu.vector_spmm import vector_spmm as multiply_vectors
 from trisparse.sparse_ops import block_spmm, pack_blocks, unpack_blocks, vector_spmm
+from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.blocks.sddmm import sddmm_reference
-from trisparse.sparse_ops.blocks.spmm import ACTIVATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")  # NumPy, under the interpreter
 

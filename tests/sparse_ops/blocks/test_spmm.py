@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import gelu, linear
 
 from trisparse.sparse_ops import block_spmm, pack_blocks, unpack_blocks, vector_spmm
-from trisparse.sparse_ops.blocks.spmm import ACTIVATIONS
+from trisparse.sparse_ops.activations import ACTIVATIONS
 
 CASES = [
     (vector_spmm, (4, 1), None),
