@@ -22,7 +22,10 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_table_json_and_picture(folder, tmp_path, capsys):
+def test_table_json_and_picture(folder, tmp_path, capsys, monkeypatch):
+    times = {"dense_ms": 1.0, "packed_ms": 1.0, "equal": True}
+    monkeypatch.setattr("trisparse.prune.deploy.choose_format.time_pair", lambda *_: times)
+    monkeypatch.setattr("trisparse.prune.deploy.model_benchmark.times_faster", lambda *_: 0.9)
     out = tmp_path / "deep" / "out"
     assert main(["--model", str(folder), "--tokens", "1", "200", "--out", str(out)]) == 0
     text = capsys.readouterr().out
