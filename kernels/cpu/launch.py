@@ -18,12 +18,13 @@ Product = Callable[[Tensor], Tensor]  # x `[..., cols]` to `[..., rows]`
 
 
 @functools.cache
-def _function(name: str) -> Callable[..., None] | None:
+def function_of(name: str, tensors: int = 2) -> Callable[..., None] | None:
+    """The C++ function that takes a weight, so many tensors, tokens and threads; None where there is none."""
     library = kernels()
     if library is None:
         return None
     function = getattr(library, name)
-    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2
+    function.argtypes = [ctypes.c_void_p] * (tensors + 1) + [ctypes.c_int64] * 2
     function.restype = None
     return function
 
@@ -39,7 +40,7 @@ def structure(name: str, addresses: Sequence[str], numbers: Sequence[str]) -> An
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
     """As it lies in memory; looking takes less than `contiguous` does where there is nothing to do."""
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.detach().resolve_neg().contiguous()
 
@@ -60,11 +61,11 @@ def prepare_product(
         activation: a key of ACTIVATIONS.
     """
     rows, cols, *_ = numbers
-    parts = [_plain(part) for part in parts]
-    bias = None if bias is None else _plain(bias)
+    parts = [plain(part) for part in parts]
+    bias = None if bias is None else plain(bias)
     dtype = parts[0].dtype
     fits = bias is None or (bias.shape == (rows,) and bias.dtype == dtype and bias.is_cpu)
-    function: Any = _function(name) if fits and cols and dtype in DTYPES and all(p.is_cpu for p in parts) else None
+    function: Any = function_of(name) if fits and cols and dtype in DTYPES and all(p.is_cpu for p in parts) else None
     if function is None:
         return None
     addresses = [part.data_ptr() for part in parts]
@@ -76,7 +77,7 @@ def prepare_product(
         shape = x.shape
         if not shape or shape[-1] != cols:
             raise ValueError(f"x: want [..., {cols}] for a matrix [{rows}, {cols}], got {list(shape)}")
-        x = _plain(x)
+        x = plain(x)
         out = x.new_empty((*shape[:-1], rows))
         function(address, x.data_ptr(), out.data_ptr(), x.numel() // cols, threads())
         return out

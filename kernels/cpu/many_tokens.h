@@ -3,32 +3,12 @@
 
 #include <omp.h>
 
-#include <type_traits>
-
 #include "tile.h"
 
 constexpr int64_t HELD = 640 << 10;  // bytes of the second-level cache that tokens turned over may take
-constexpr int64_t LARGE = 4 << 20;   // bytes of outputs that no cache keeps until they are read
 
 // Sums made side by side, where fewer would wait for one another; shorter sums also round less.
 constexpr int chains(int sums) { return sums == 1 ? 4 : sums <= 4 ? 2 : 1; }
-
-// Values as floats, in memory of the thread where they are not.
-static inline const float* as_floats(const float* values, int64_t, Scratch&, int64_t) { return values; }
-static inline const float* as_floats(const bf16* values, int64_t count, Scratch& memory, int64_t threads) {
-  float* floats = memory.take<float>(count);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t i = 0; i < count; i++) floats[i] = to_float(values[i]);
-  return floats;
-}
-
-// Calls `run` with `vectors`, 1 to MOST, as a constant.
-template <int MOST, class Run>
-static void with_vectors(int64_t vectors, Run run) {
-  if constexpr (MOST > 1)
-    if (vectors < MOST) return with_vectors<MOST - 1>(vectors, run);
-  run(std::integral_constant<int, MOST>());
-}
 
 // y = activation(x w^T + bias). A weight has
 //   rows, cols               of the dense matrix
@@ -46,7 +26,7 @@ template <class Weight, class Value>
 static void multiply_tiles(
     const Weight& w, const Value* x, const Value* bias, int64_t activation, Value* y, int64_t tokens, int64_t threads) {
   Tiles tiles(tokens, w.most);
-  bool is_past = tokens * w.rows * (int64_t)sizeof(Value) > LARGE;
+  bool is_past = goes_past(tokens * w.rows * sizeof(Value));
   int64_t parts = tiles.count >= threads ? 1 : threads, groups = w.groups, cols = w.rounded(w.cols);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
   for (int64_t task = 0; task < tiles.count * parts; task++) {

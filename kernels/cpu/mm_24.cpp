@@ -4,6 +4,7 @@
 // With many tokens a value multiplies the row of the tile that its place says; columns go in spans that stay in the
 // first-level cache. With few, a vector of values multiplies the inputs of its columns, which are picked out of two
 // vectors by an index computed from the bits.
+#include "floats.h"
 #include "many_tokens.h"
 
 namespace {

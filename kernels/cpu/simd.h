@@ -1,6 +1,10 @@
 // Vectors of floats as wide as this machine's registers, through the compiler's own vector extensions.
 #pragma once
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -33,7 +37,22 @@ static inline void store(void* to, V v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-static inline Vec all(float value) { return Vec{} + value; }
+static inline Vec all(float value) { return value - Vec{}; }  // 0 + value would be an addition, for the sake of -0
+
+// So many floats again and again; gcc makes a detour over memory of a shuffle that says the same.
+template <int COUNT>
+static inline Vec repeated(const float* from) {
+  static_assert(COUNT == 1 || COUNT == 2 || COUNT == 4 || COUNT == 8 || COUNT == LANES, "");
+  typedef uint64_t Pairs __attribute__((vector_size(LANES * 4)));
+  if constexpr (COUNT == LANES) return load<Vec>(from);
+#if defined(__AVX512F__)
+  if constexpr (COUNT == 4) return (Vec)_mm512_maskz_broadcast_f32x4(-1, _mm_loadu_ps(from));
+  if constexpr (COUNT == 8) return (Vec)_mm512_maskz_broadcast_f64x4(-1, _mm256_loadu_pd((const double*)from));
+#elif defined(__AVX__)
+  if constexpr (COUNT == 4) return (Vec)_mm256_broadcast_ps((const __m128*)from);
+#endif
+  return COUNT == 1 ? all(*from) : (Vec)(Pairs{} + load<uint64_t>(from));
+}
 
 static inline Vec load_floats(const float* from) { return load<Vec>(from); }
 static inline Vec load_floats(const bf16* from) {

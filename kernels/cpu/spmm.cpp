@@ -5,6 +5,7 @@
 // Four rows use a vector of tokens often enough for it to come from the second-level cache; for fewer, columns go in
 // spans that fit the first, and between spans the sums wait in a tile of outputs.
 #include "few_tokens.h"
+#include "floats.h"
 #include "many_tokens.h"
 
 namespace {
@@ -149,19 +150,9 @@ void product(
 
 }  // namespace
 
-// `_Weight` of spmm.py: what one product has in common with the next.
-struct Weight {
-  const void* values;
-  const int16_t* columns;
-  const int32_t* pointers;
-  const int32_t* order;
-  const void* bias;
-  int64_t rows, cols, n, m, run, is_half, activation;
-};
-
 extern "C" void spmm(const Weight* weight, const void* x, void* y, int64_t tokens, int64_t threads) {
   const Weight& p = *weight;
-  Matrix w{p.values, p.columns, p.pointers, p.order, p.rows, p.cols, p.n, p.m, p.run};
+  Matrix w = p.matrix();
   if (p.is_half)
     product<bf16>((const bf16*)x, w, (const bf16*)p.bias, p.activation, (bf16*)y, tokens, threads);
   else

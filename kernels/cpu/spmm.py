@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import ctypes
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trisparse.kernels.cpu.launch import Product, prepare_product, structure
+from trisparse.kernels.cpu.launch import DTYPES, Product, plain, prepare_product, structure
 
 _Weight = structure(
     "Weight", ("values", "columns", "pointers", "order", "bias"),
@@ -22,6 +23,26 @@ def prepare(matrix: Any, bias: Tensor | None, activation: str) -> Product | None
     values, columns, pointers, order = matrix[:4]
     numbers = matrix.rows, matrix.cols, *matrix.block, matrix.run
     return prepare_product("spmm", _Weight, (values, columns, pointers, order), bias, numbers, activation)
+
+
+class Held(NamedTuple):
+    """A weight for one call, and what keeps it in memory."""
+
+    address: int
+    parts: tuple[Any, ...]
+
+
+def hold(matrix: Any, *others: Tensor) -> Held | None:
+    """A `PackedBlocks` for a kernel without bias; None where there is none for it, or for the other tensors with it."""
+    dtype = matrix.values.dtype
+    if matrix.columns.dtype != torch.int16 or dtype not in DTYPES or not matrix.cols:
+        return None
+    if any(not part.is_cpu for part in (*matrix[:4], *others)) or any(other.dtype != dtype for other in others):
+        return None
+    parts = [plain(part) for part in matrix[:4]]
+    numbers = matrix.rows, matrix.cols, *matrix.block, matrix.run, dtype == torch.bfloat16, 0
+    weight = _Weight(*(part.data_ptr() for part in parts), 0, *numbers)
+    return Held(ctypes.addressof(weight), (weight, parts))
 
 
 def spmm(x: Tensor, matrix: Any, bias: Tensor | None, activation: str) -> Tensor | None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "epilogue.h"
 #include "scratch.h"
@@ -16,6 +17,17 @@ struct Tiles {
   int64_t begin(int64_t tile) const { return vectors * tile / count * LANES; }
   int64_t width(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 };
+
+// Calls `run` with `vectors`, 1 to MOST, as a constant.
+template <int MOST, class Run>
+static void with_vectors(int64_t vectors, Run run) {
+  if constexpr (MOST > 1)
+    if (vectors < MOST) return with_vectors<MOST - 1>(vectors, run);
+  run(std::integral_constant<int, MOST>());
+}
+
+// Whether so many bytes of outputs are more than a cache keeps until they are read.
+constexpr bool goes_past(int64_t bytes) { return bytes > 4 << 20; }
 
 // Columns [k, end) of tokens [first, first + count) of x [tokens, cols] as tile [end - k, width]; zero where x has none.
 // A row of tokens at a time: the pages of more than sixteen of them are too many for the processor to look up.

@@ -25,9 +25,16 @@ def _kernel(grad, x, *matrix) -> Tensor:
     return sddmm(grad, x, packed) if packed.block[0] >= LOWEST else sddmm_reference(grad, x, *matrix)
 
 
+def _on_cpu(grad, x, *rest) -> Tensor:
+    from trisparse.kernels.cpu.sddmm import sddmm
+
+    found = sddmm(grad, x, PackedBlocks(*rest))
+    return sddmm_reference(grad, x, *rest) if found is None else found
+
+
 define(
     f"sddmm(Tensor grad, Tensor x, {SCHEMA}) -> Tensor",
-    sddmm_reference, _kernel, lambda grad, x, values, *matrix: torch.empty_like(values),
+    sddmm_reference, _kernel, lambda grad, x, values, *matrix: torch.empty_like(values), _on_cpu,
 )  # fmt: skip
 
 

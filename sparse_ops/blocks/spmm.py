@@ -41,7 +41,7 @@ def _backward(ctx, grad):
     grad = grad.contiguous()
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        indexed = matrix.pointers_t.numel() > 0
+        indexed = matrix.pointers_t.numel() > 0 or grad.device.type == "cpu"
         grad_x = spmm_t(grad, matrix) if indexed else grad @ unpack_blocks(matrix)
     if ctx.needs_input_grad[1]:
         grad_values = sddmm(grad, x, matrix)

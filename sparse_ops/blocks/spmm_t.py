@@ -21,12 +21,21 @@ def _kernel(grad, *rest) -> Tensor:
     return spmm_t(grad, matrix) if matrix.rows and matrix.block[0] >= LOWEST else spmm_t_reference(grad, *rest)
 
 
+def _on_cpu(grad, *rest) -> Tensor:
+    from trisparse.kernels.cpu.spmm_t import spmm_t
+
+    found = spmm_t(grad, PackedBlocks(*rest))
+    return spmm_t_reference(grad, *rest) if found is None else found
+
+
 define(
     f"spmm_t(Tensor grad, {SCHEMA}) -> Tensor",
-    spmm_t_reference, _kernel, lambda grad, *matrix: grad.new_empty(grad.shape[0], matrix[8]),
+    spmm_t_reference, _kernel, lambda grad, *matrix: grad.new_empty(grad.shape[0], matrix[8]), _on_cpu,
 )  # fmt: skip
 
 
 def spmm_t(grad: Tensor, matrix: PackedBlocks) -> Tensor:
-    """`grad @ W`, `[tokens, cols]`, for grad `[tokens, rows]` and W indexed by column, as packed with `transposed`."""
+    """`grad @ W`, `[tokens, cols]`, for grad `[tokens, rows]`; on a GPU of W indexed by column, as packed with
+    `transposed`.
+    """
     return torch.ops.trisparse.spmm_t(grad, *matrix)

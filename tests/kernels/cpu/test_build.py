@@ -22,7 +22,7 @@ def afresh():
 
     def forget():
         build.kernels.cache_clear()
-        launcher._function.cache_clear()
+        launcher.function_of.cache_clear()
 
     forget()
     yield
@@ -112,7 +112,7 @@ def test_another_system_and_no_home_take_the_plain_path(afresh, monkeypatch):
         layer_runs()
     monkeypatch.undo()
     build.kernels.cache_clear()
-    launcher._function.cache_clear()
+    launcher.function_of.cache_clear()
     monkeypatch.setattr(build, "cache_folder", lambda: None)
     with pytest.warns(UserWarning, match="there is no home for compiled kernels; set TRISPARSE_CACHE"):
         layer_runs()

@@ -1,0 +1,175 @@
+// G^T X at the places of stored weights, the gradient of a packed weight, in column vectors N x 1 and in blocks N x M.
+//
+// Lanes of a vector are HEIGHT rows of a group times APART tokens. STEPS such vectors of G stay in registers, which is a
+// tile of tokens, and each column of the group multiplies them with its own tokens, repeated for every row. So a stored
+// weight needs a share of one sum over lanes, not a sum of its own, and columns come from a span in the first-level cache.
+#include <omp.h>
+
+#include "floats.h"
+#include "matrix.h"
+#include "tile.h"
+
+namespace {
+
+constexpr int64_t FIRST_CACHE = 36 << 10;  // bytes of columns that are multiplied with one group after the other
+template <int HEIGHT, bool IS_BLOCK>
+struct Dots {
+  static constexpr int APART = LANES / HEIGHT;  // tokens of a vector, and columns whose sums are made together
+  static constexpr int STEPS = REGISTERS == 32 && HEIGHT > 1 ? 16 : 8;
+  static constexpr int WIDTH = STEPS * APART;  // tokens of a tile
+  static constexpr int TOGETHER = APART < 4 ? APART : 4;
+  const Matrix& w;
+  float* values;
+
+  // A group's tokens times those of TOGETHER columns, summed over the steps in two chains each.
+  [[gnu::always_inline]] static void multiply(const Vec (&grad)[STEPS], const float* const* x, Vec* sums) {
+    Vec even[TOGETHER] = {}, odd[TOGETHER] = {};
+#pragma GCC unroll 16
+    for (int s = 0; s < STEPS; s += 2)
+#pragma GCC unroll 4
+      for (int c = 0; c < TOGETHER; c++) {
+        even[c] += grad[s] * repeated<APART>(x[c] + s * APART);
+        odd[c] += grad[s + 1] * repeated<APART>(x[c] + (s + 1) * APART);
+      }
+#pragma GCC unroll 4
+    for (int c = 0; c < TOGETHER; c++) sums[c] = even[c] + odd[c];
+  }
+
+  // Lane i of a round adds the two lanes of `a` that differ in bit S, or of `b`, where i has that bit.
+  template <int S, int... I>
+  static Vec halves(Vec a, Vec b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((I & S) ? LANES + I : I)...) +
+           __builtin_shufflevector(a, b, ((I & S) ? LANES + (I ^ S) : (I ^ S))...);
+  }
+
+  // Sums over tokens of COUNT columns at once, lane `row * APART + column`.
+  template <int S, int COUNT>
+  static Vec add_tokens(Vec* sums) {
+    if constexpr (S == APART) {
+      return sums[0];
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; i += 2)
+        sums[i / 2] = halves<S>(sums[i], i + 1 < COUNT ? sums[i + 1] : Vec{}, std::make_integer_sequence<int, LANES>());
+      return add_tokens<2 * S, (COUNT + 1) / 2>(sums);
+    }
+  }
+
+  template <int... I>
+  static Vec by_column(Vec v, std::integer_sequence<int, I...>) {  // [row][column] to [column][row]
+    return __builtin_shufflevector(v, v, (I % HEIGHT * APART + I / HEIGHT)...);
+  }
+
+  // HEIGHT rows of a tile `[row][WIDTH]`, wherever they lie, as `[STEPS][HEIGHT][APART]`.
+  void interleave(const float* tile, int64_t from, int64_t to, float* out) const {
+    for (int64_t i = from * w.n; i < to * w.n; i += HEIGHT, out += HEIGHT * WIDTH)
+      for (int h = 0; h < HEIGHT; h++) {
+        const float* row = tile + w.row(i + h) * WIDTH;
+        for (int s = 0; s < STEPS; s++)
+          std::memcpy(out + (s * HEIGHT + h) * APART, row + s * APART, APART * sizeof(float));
+      }
+  }
+
+  template <int... I>
+  static Bits lanes(std::integer_sequence<int, I...>) {
+    return Bits{I...};
+  }
+
+  // Adds what a tile gives for some slots of each group, `begin[g]` to `end[g]`; `last` is beyond all of theirs.
+  [[gnu::noinline]] void add(
+      const float* grads, const float* tile, int64_t groups, const int32_t* begin, const int32_t* end,
+      int64_t last) const {
+    const int64_t n = w.n, m = IS_BLOCK ? w.m : 1, size = n * m;
+    const Bits lane = lanes(std::make_integer_sequence<int, LANES>());
+    Vec sums[APART] = {};  // once: what is left of earlier columns goes into lanes that are not used
+    for (int64_t g = 0; g < groups; g++, grads += n * WIDTH)
+      for (int64_t i = 0; i < n && begin[g] < end[g]; i += HEIGHT) {
+        Vec grad[STEPS];
+#pragma GCC unroll 16
+        for (int s = 0; s < STEPS; s++) grad[s] = load<Vec>(grads + i * WIDTH + s * LANES);
+        for (int64_t slot = begin[g]; slot < end[g]; slot += IS_BLOCK ? 1 : APART)
+          for (int64_t j = 0; j < m; j += APART) {  // columns of one block, or one of several
+            int64_t count = std::min<int64_t>(APART, IS_BLOCK ? m - j : end[g] - slot);
+            const float* x[APART];
+            for (int64_t c = 0; c < APART; c++) {
+              int64_t near = std::min(c, count - 1);  // beyond `count` the last one, for nothing
+              x[c] = tile + (IS_BLOCK ? w.columns[slot] * m + j + near : w.columns[slot + near]) * WIDTH;
+            }
+#pragma GCC unroll 1
+            for (int64_t c = 0; c < count; c += TOGETHER) multiply(grad, x + c, sums + c);
+            Vec found = APART > 8 && count <= 8 ? add_tokens<1, (APART > 8 ? 8 : APART)>(sums) : add_tokens<1, APART>(sums);
+            found = by_column(found, std::make_integer_sequence<int, LANES>());
+            float* out = values + slot * size + i * m + j;
+            if (size == HEIGHT && slot + APART <= last) {  // zero is added to slots beyond, which are this thread's too
+              store(out, load<Vec>(out) + (Vec)((Bits)found & (Bits)(lane < (uint32_t)(count * HEIGHT))));
+              continue;
+            }
+            float parts[LANES];
+            store(parts, found);
+            for (int64_t c = 0; c < count; c++)
+              for (int h = 0; h < HEIGHT; h++) out[IS_BLOCK ? h * m + c : c * size + h] += parts[c * HEIGHT + h];
+          }
+      }
+  }
+};
+
+// Where the slots of groups `from` to `to` end in each span of block columns; before the first, where they begin.
+static void find_ends(const Matrix& w, int64_t from, int64_t to, int64_t span, int64_t spans, int32_t* ends) {
+  for (int64_t g = from; g < to; g++, ends++) {
+    int32_t at = ends[0] = w.pointers[g];
+    for (int64_t k = 1; k <= spans; k++) {  // what fills up is -1, and so beyond any limit
+      while (at < w.pointers[g + 1] && (uint32_t)w.columns[at] < (uint32_t)(k * span)) at++;
+      ends[k * (to - from)] = at;
+    }
+  }
+}
+
+template <int HEIGHT, bool IS_BLOCK, class Value>
+void product(const Value* grad, const Value* x, const Matrix& w, Value* values, int64_t tokens, int64_t threads) {
+  using Tile = Dots<HEIGHT, IS_BLOCK>;
+  static thread_local Scratch floats_memory;
+  int64_t groups = w.groups(), count = w.pointers[groups] * w.n * w.m, wide = (w.cols + w.m - 1) / w.m;
+  float* floats = floats_of(values, count, floats_memory);
+  std::fill(floats, floats + count, 0.0f);
+  Tile weight{w, floats};
+  int64_t span = std::max<int64_t>(FIRST_CACHE / sizeof(float) / Tile::WIDTH / w.m, 1), spans = (wide + span - 1) / span;
+  int64_t parts = std::min(threads, groups);
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+  for (int64_t part = 0; part < parts; part++) {
+    static thread_local Scratch tile_memory, turned_memory, grads_memory, ends_memory;
+    int64_t from = groups * part / parts, to = groups * (part + 1) / parts;
+    float* tile = tile_memory.take<float>((wide * w.m + LANES) * Tile::WIDTH);
+    float* turned = turned_memory.take<float>((groups * w.n + LANES) * Tile::WIDTH);
+    float* grads = grads_memory.take<float>((to - from) * w.n * Tile::WIDTH);
+    int32_t* ends = ends_memory.take<int32_t>((spans + 1) * (to - from));
+    find_ends(w, from, to, span, spans, ends);
+    for (int64_t token = 0; token < tokens; token += Tile::WIDTH) {
+      int64_t here = std::min<int64_t>(Tile::WIDTH, tokens - token);
+      turn_over(x, w.cols, 0, wide * w.m, token, here, Tile::WIDTH, tile);
+      turn_over(grad, w.rows, 0, groups * w.n, token, here, Tile::WIDTH, turned);
+      weight.interleave(turned, from, to, grads);
+      for (int64_t k = 0; k < spans; k++)
+        weight.add(grads, tile, to - from, ends + k * (to - from), ends + (k + 1) * (to - from), w.pointers[to]);
+    }
+  }
+  from_floats(floats, count, values);
+}
+
+template <class Value>
+void product(const Value* grad, const Value* x, const Matrix& w, Value* values, int64_t tokens, int64_t threads) {
+  if (!w.rows) return;
+  if (w.m > 1) return product<4, true>(grad, x, w, values, tokens, threads);
+  if (w.n == 1) return product<1, false>(grad, x, w, values, tokens, threads);
+  if (w.n == 2) return product<2, false>(grad, x, w, values, tokens, threads);
+  return product<4, false>(grad, x, w, values, tokens, threads);
+}
+
+}  // namespace
+
+extern "C" void sddmm(
+    const Weight* weight, const void* grad, const void* x, void* values, int64_t tokens, int64_t threads) {
+  if (weight->is_half)
+    product<bf16>((const bf16*)grad, (const bf16*)x, weight->matrix(), (bf16*)values, tokens, threads);
+  else
+    product<float>((const float*)grad, (const float*)x, weight->matrix(), (float*)values, tokens, threads);
+}
