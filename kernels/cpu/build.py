@@ -26,10 +26,7 @@ from pathlib import Path
 from trisparse.kernels.cache import cache_folder, instructions, locked, processor
 
 SOURCES = Path(__file__).parent
-FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp",
-    "-fno-tree-slp-vectorize",  # gcc would make vectors of addresses, and take them apart again
-)  # fmt: skip
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
 _INSTEAD = "packed layers are multiplied by plain PyTorch, which unpacks them each time"
 
 

@@ -94,6 +94,7 @@ struct Dots {
             for (int64_t c = 0; c < APART; c++) {
               int64_t near = std::min(c, count - 1);  // beyond `count` the last one, for nothing
               x[c] = tile + (IS_BLOCK ? w.columns[slot] * m + j + near : w.columns[slot + near]) * WIDTH;
+              asm("" : "+r"(x[c]));  // one by one: gcc would make vectors of addresses, and take them apart again
             }
 #pragma GCC unroll 1
             for (int64_t c = 0; c < count; c += TOGETHER) multiply(grad, x + c, sums + c);

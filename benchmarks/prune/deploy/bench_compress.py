@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trisparse import compress
-from trisparse.prune.deploy.timing import time_pair
+from trisparse.prune.timing import time_pair
 
 COUNT = {"cuda": 200, "cpu": 4}
 LEAST = 0.97

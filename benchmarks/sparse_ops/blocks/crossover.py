@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from trisparse.prune.deploy.formats import Format, pack_layer
-from trisparse.prune.deploy.timing import machine, time_pair
+from trisparse.prune.timing import machine, time_pair
 from trisparse.sparse_ops import nm_mask
 
 SHAPES = {"cuda": [(4096, 4096), (3072, 768), (11008, 4096)], "cpu": [(768, 768), (3072, 768)]}

@@ -31,7 +31,21 @@ def time_pair(dense: nn.Module, packed: nn.Module, x: Tensor) -> Times:
     want, got = dense(x), packed(x)
     equal = _are_equal(want, got)
     clock = _gpu_clock(x.device) if x.is_cuda else _cpu_clock
-    calls = [_call(layer, x) for layer in (dense, packed)]
+    dense_ms, packed_ms = in_turns(_call(dense, x), _call(packed, x), clock)
+    return {"dense_ms": dense_ms, "packed_ms": packed_ms, "equal": equal}
+
+
+def _cpu_clock(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def in_turns(
+    dense: Callable[[], object], packed: Callable[[], object], clock: Callable[..., float] = _cpu_clock
+) -> tuple[float, float]:
+    """Median milliseconds of two calls that were made before, in turns."""
+    calls = dense, packed
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     for index in range(_ROUNDS):
@@ -39,8 +53,7 @@ def time_pair(dense: nn.Module, packed: nn.Module, x: Tensor) -> Times:
             times[which].append(clock(calls[which]))
         if index >= 2 and time.perf_counter() - begin > _SECONDS:
             break
-    dense_ms, packed_ms = (statistics.median(found[1:]) for found in times)
-    return {"dense_ms": dense_ms, "packed_ms": packed_ms, "equal": equal}
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
 
 
 def _are_equal(want: Tensor, got: Tensor) -> bool:
@@ -48,12 +61,6 @@ def _are_equal(want: Tensor, got: Tensor) -> bool:
     both = want.isfinite() & got.isfinite()
     off, size = (torch.where(both, t.abs(), 0) for t in (got - want, want))
     return torch.equal(want.isfinite(), got.isfinite()) and bool(off.sum() == 0 or off.max() <= _ERROR * size.max())
-
-
-def _cpu_clock(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return (time.perf_counter() - begin) * 1e3
 
 
 def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:

@@ -14,7 +14,7 @@ from torch import nn
 import trisparse
 from trisparse.prune.deploy import timing
 from trisparse.prune.deploy.choose_format import Chooser
-from trisparse.prune.deploy.timing import TimingCache, machine, time_pair
+from trisparse.prune.timing import TimingCache, machine, time_pair
 
 CPU = torch.device("cpu")
 TIMES = {"dense_ms": 1.0, "packed_ms": 2.0, "equal": True}
