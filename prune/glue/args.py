@@ -104,6 +104,7 @@ class PruningArguments:
     pruning_frequency: int | None = _arg(None, "Steps between events; -1, the default: a fortieth of the window.")
     sparsity_warm_epochs: float | None = _arg(None, "Epochs before pruning starts; default 0.")
     cooldown_epochs: float | None = _arg(None, "Epochs after pruning ends; default 0.")
+    sparse_training: str | None = _arg(None, "Multiply what is kept alone, on CPUs: auto (default), on or off.")
     sparse_cooldown: bool = _arg(False, "Train 2:4 layers packed once masks are final, where that is faster.")
 
 
@@ -211,6 +212,7 @@ def _check(args: GlueArguments) -> None:
         ("lr_scheduler_type", t.lr_scheduler_type, SCHEDULERS),
         ("mixed_precision", t.mixed_precision, ("no", "bf16", "fp16")),
         ("report_to", t.report_to, tuple(TRACKERS)),
+        ("sparse_training", args.pruning.sparse_training or "auto", ("auto", "on", "off")),
         ("compress", "speed" if t.compress is None else t.compress, ("speed", "memory")),
     ):
         if text not in known:
@@ -246,6 +248,8 @@ def _check(args: GlueArguments) -> None:
 
 def _check_sparse_cooldown(args: GlueArguments, config: PruningConfig) -> None:
     p, precision = args.pruning, args.training.mixed_precision
+    if p.sparse_training == "on":
+        raise PruningError("--sparse_cooldown: its layers train packed, not with --sparse_training on; leave one out")
     if not any(group.pattern.is_24 or group.is_lock for group in config.groups):
         patterns = ", ".join(sorted({str(group.pattern) for group in config.groups}))
         raise PruningError(f"--sparse_cooldown: packs 2:4 layers, and the pattern is {patterns}; use 2:4")

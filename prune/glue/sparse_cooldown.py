@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trisparse.prune.pruner.layers import replace_module
 from trisparse.prune.pruner.pruner import Pruner
-from trisparse.sparse_ops import Linear24Train
+from trisparse.sparse_ops import Linear24Train, LinearMasked
 
 _GAIN = 1.03  # how much faster packed has to be
 _ROUNDS = 20
@@ -71,7 +71,9 @@ class SparseCooldown:
         found = {}
         for name, mask in self.pruner.masks().items():
             layer = self.model.get_submodule(name)
-            plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+            plain = (
+                type(layer) in (nn.Linear, LinearMasked) and not layer._forward_hooks and not layer._forward_pre_hooks
+            )
             if plain and all(p.requires_grad for p in layer.parameters()) and _is_24(mask):
                 found[name] = mask
         return found

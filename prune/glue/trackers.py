@@ -44,7 +44,7 @@ def start_trackers(accelerator: Accelerator, folder: Path, step: int) -> list[Pa
 
 def values_to_log(row: dict[str, Any], masks: dict[str, Any] | None, flips: Sequence[int]) -> dict[str, float]:
     """A row of the history by the names that trackers show it under; `masks` is None for a dense run."""
-    values = {"train/loss": row["loss"]}
+    values = {"train/loss": row["loss"], "train/steps_per_second": row["steps_per_second"]}
     if masks is None:
         return values
     values |= {"sparsity/total": row["sparsity"], "flips/total": row["flips"]}

@@ -19,6 +19,7 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.args import GlueArguments, parse_arguments
 
 if TYPE_CHECKING:
+    from trisparse.prune.glue.pace import Pace
     from trisparse.prune.glue.setup import Setup
 
 _LOG_EVERY = 10  # optimizer steps between looks at the loss, each of which waits for the device
@@ -79,6 +80,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     from trisparse.prune.glue.mask_history import begin_history
     from trisparse.prune.glue.metrics import best_value
     from trisparse.prune.glue.output import clear_old_run, save_checkpoint, save_model
+    from trisparse.prune.glue.pace import Pace
     from trisparse.prune.glue.ranks import is_finite
     from trisparse.prune.glue.state import resume, states, whole_state
     from trisparse.prune.glue.trackers import start_trackers
@@ -106,10 +108,12 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         total=total, initial=progress["step"], unit="step", disable=not accelerator.is_main_process, mininterval=1
     )
     losses: list[torch.Tensor] = []
+    pace = Pace(progress["step"])
     while progress["step"] < total:
         s.sampler.epoch = progress["epoch"]
         model.train()
         began = time.perf_counter()
+        pace.go_on()
         with s.cooldown.epoch() if s.cooldown else contextlib.nullcontext():
             for batch in s.train_loader:
                 index = batch.pop("index")
@@ -135,11 +139,12 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
                 progress["step"] += 1
                 bar.update()
                 if progress["step"] % _LOG_EVERY == 0:
-                    _log(s, progress, losses, bar)
+                    _log(s, progress, losses, bar, pace)
                 if progress["step"] == total:
                     break
         if losses:
-            _log(s, progress, losses, bar)
+            _log(s, progress, losses, bar, pace)
+        pace.pause()
         progress["seconds"] += time.perf_counter() - began
 
         if not is_finite(accelerator, s.bare):
@@ -171,7 +176,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     return progress, teacher_eval
 
 
-def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> None:
+def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any, pace: Pace) -> None:
     """Look at the losses since the last look, and stop the run when they are no numbers."""
     import torch
 
@@ -182,7 +187,8 @@ def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> Non
     losses.clear()
     if not math.isfinite(loss):
         raise _diverged(f"loss {loss}", progress, bar)
-    row = {"step": progress["step"], "loss": loss, "sparsity": 0.0}
+    rate = pace.look(progress["step"])
+    row = {"step": progress["step"], "loss": loss, "sparsity": 0.0, "steps_per_second": rate}
     masks: Any = progress.get("masks")
     flips: list[int] = []
     if s.pruner:
@@ -191,7 +197,7 @@ def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any) -> Non
     progress["steps"].append(row)
     if s.accelerator.trackers:
         s.accelerator.log(values_to_log(row, masks, flips), step=progress["step"])
-    bar.set_postfix_str(f"loss {loss:.4f}, sparsity {row['sparsity']:.3f}", refresh=False)
+    bar.set_postfix_str(f"loss {loss:.4f}, sparsity {row['sparsity']:.3f}, {rate:.2f} steps/s", refresh=False)
 
 
 def _diverged(what: str, progress: dict[str, Any], bar: Any) -> PruningError:

@@ -36,6 +36,8 @@ class PruningCallback(TrainerCallback):
         config: what to prune, how far and when; or a function that makes it of the parameters of a trial of
             `hyperparameter_search`, a dict that is empty in any other training.
 
+        sparse_training: as `Pruner` takes it.
+
     Attributes:
         pruner: made when training begins.
         report: zeros per layer, counted when training has ended; it says whether the schedule was complete.
@@ -48,13 +50,15 @@ class PruningCallback(TrainerCallback):
         >>> callback = PruningCallback(config)  # and trial.suggest_float("target_sparsity", 0.5, 0.9) in hp_space
     """
 
-    def __init__(self, config: PruningConfig | Callable[[dict[str, Any]], PruningConfig]) -> None:
+    def __init__(
+        self, config: PruningConfig | Callable[[dict[str, Any]], PruningConfig], sparse_training: str = "auto"
+    ) -> None:
         if not isinstance(config, PruningConfig) and not callable(config):
             raise PruningError(
                 f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...), or a function "
                 "that makes one of a trial's parameters"
             )
-        self.config = config
+        self.config, self.sparse_training = config, sparse_training
         self.pruner: Pruner | None = None
         self.report: SparsityReport | None = None
         self.history: list[tuple[int, float]] = []
@@ -86,7 +90,7 @@ class PruningCallback(TrainerCallback):
         # it comes without the wrapper that would tell the Pruner of the other processes
         has_copies = args.world_size > 1 and not any(map(is_sharded, model.parameters()))
         replicas = torch.distributed.group.WORLD if has_copies else None
-        pruner = Pruner(model, config, replicas)
+        pruner = Pruner(model, config, replicas, self.sparse_training)
         if state.global_step:
             _restore(pruner, _resumed_folder(args, state) / _STATE, state.global_step)
         self._attachment = pruner.attach(kwargs["optimizer"])

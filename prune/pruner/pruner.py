@@ -231,7 +231,7 @@ class Pruner:
             raise PruningError("attach: this Pruner is attached already; detach() first")
         self._attached = Attachment(optimizer, self.groups, self.observe, self.step, self._detached)
         self.start()
-        self._sparse.enter()
+        self._sparse.enter(self.step_count)
         return self._attached
 
     def _detached(self, attachment: Attachment) -> None:
@@ -311,6 +311,7 @@ class Pruner:
             "step_count": self.step_count,
             "started": self._started,
             "groups": [group_state(group) for group in self.groups],
+            "sparse_layers": self._sparse.state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -324,7 +325,7 @@ class Pruner:
         mine = self._state()
         if state.get("version") != _STATE_VERSION:
             raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
-        if lacking := [key for key in mine if key not in state]:
+        if lacking := [key for key in mine if key not in state and key != "sparse_layers"]:
             raise PruningError(f"state: is no Pruner's state, it lacks {', '.join(lacking)}")
         if len(state["config"]) != len(mine["config"]):
             raise PruningError(
@@ -345,7 +346,7 @@ class Pruner:
             if layers != group.layers:
                 group.take(layers)
             load_group_state(group, saved)
-        self._sparse.forget()
+        self._sparse.resume(state.get("sparse_layers"), self.step_count)
 
 
 def _layers_of(group: PrunedGroup, saved: list[list[Any]]) -> list[Layer]:

@@ -20,6 +20,7 @@ MODES = ("auto", "on", "off")
 _FASTER = 1.03  # than dense, forward and backward
 _DENSITIES = (0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)  # times are of the next one up
 _MOST_TOKENS = 4096  # that times are taken with
+_LEAST = 1 << 23  # weights times tokens, below which the calls take as long as the products
 
 
 class SparseTraining:
@@ -46,9 +47,10 @@ class SparseTraining:
         self.is_due = False
         self.notes: list[str] = []
         self._entered: dict[int, LinearMasked] = {}
+        self._resumed: Sequence[str] | None = None
 
-    def enter(self) -> None:
-        """Make layers such as can multiply what is kept; none does yet."""
+    def enter(self, step: int) -> None:
+        """Make layers such as can multiply what is kept; those do that did when a state was saved."""
         if self.mode == "off":
             return
         is_compiled = any(
@@ -56,18 +58,30 @@ class SparseTraining:
         )
         for group in self.groups:
             for layer in group.layers:
-                reason = "the model is compiled" if is_compiled else _obstacle(layer, self.mode)
+                reason = "the model is compiled" if is_compiled else _obstacle(layer)
                 if reason:
                     self.dense[layer.name] = reason
                 else:
                     self._entered[id(layer.module)] = mask_linear(layer.module)  # type: ignore[arg-type]
-        self.is_due = bool(self._entered)
+        self._begin(step)
 
-    def forget(self) -> None:
-        """Multiply with all of the weights until the end of the next step: masks and weights came from outside."""
+    def resume(self, sparse: Sequence[str] | None, step: int) -> None:
+        """Masks came from a state, with what `state` gave then: training is to round as it did."""
         for layer in self._entered.values():
             layer.kept = None
+        self._resumed = sparse
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
         self.is_due = bool(self._entered)
+        if self._resumed is not None and self._entered:
+            self.update(step, self._resumed)
+            self._resumed = None
+
+    @property
+    def state(self) -> list[str] | None:
+        """Names of the layers that multiply what is kept; None before anything was chosen."""
+        return self._resumed if not self._entered else None if self.is_due else self.sparse
 
     def leave(self) -> None:
         """Make all of them plain layers again."""
@@ -78,8 +92,8 @@ class SparseTraining:
         self.is_due = False
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Choose anew, for the masks in force after this many steps."""
+    def update(self, step: int, sparse: Sequence[str] | None = None) -> None:
+        """Choose anew, for the masks in force after this many steps; `sparse` names the layers to choose."""
         self.is_due = False
         for group in self.groups:
             if not group.active:
@@ -92,7 +106,10 @@ class SparseTraining:
                 if group.config.pattern.kind == "column":
                     mask, block = mask.t(), block[::-1]
                 kept = masked_blocks(mask, block, layer.weight.dtype)
-                reason = "" if self.mode == "on" else _slower(masked, kept)
+                if sparse is not None:
+                    reason = "" if layer.name in sparse else "dense was faster when this was saved"
+                else:
+                    reason = "" if self.mode == "on" else _slower(masked, kept)
                 masked.kept = None if reason else kept
                 if reason:
                     self.dense[layer.name] = reason
@@ -119,7 +136,7 @@ class SparseTraining:
         return [named[key] for key, layer in self._entered.items() if layer.kept is not None and key in named]
 
 
-def _obstacle(layer: Layer, mode: str) -> str:
+def _obstacle(layer: Layer) -> str:
     """Why a layer can't multiply what is kept, or an empty string."""
     module, weight = layer.module, layer.weight
     if type(module) is not nn.Linear or layer.layout != "linear" or layer.parameter != "weight":
@@ -132,8 +149,6 @@ def _obstacle(layer: Layer, mode: str) -> str:
         return f"it is on {weight.device.type}, and only CPUs multiply what is kept"
     if type(weight) is not nn.Parameter:
         return f"its weight is a {type(weight).__name__}"
-    if mode == "auto" and not runs_packed(weight.dtype):
-        return f"there is no kernel for {str(weight.dtype).removeprefix('torch.')} on this machine"
     return ""
 
 
@@ -144,23 +159,22 @@ def _slower(layer: LinearMasked, kept: MaskedBlocks) -> str:
     density = next((d for d in _DENSITIES if kept.density <= d), None)
     if density is None:
         return "too much of it is kept"
+    if layer.weight.numel() * layer.tokens < _LEAST:
+        return "it is too small to gain"
+    if not runs_packed(layer.computed or layer.weight.dtype):
+        return f"there is no kernel for {str(layer.computed or layer.weight.dtype).removeprefix('torch.')} here"
     tokens = min(1 << round(math.log2(layer.tokens)), _MOST_TOKENS)
     n, _ = kept.matrix.block
     rows, cols = layer.weight.shape
-    dtype = _dtype_of(layer)
-    key = f"training {rows}x{cols} {layer.weight.dtype} in {dtype} {n}x1 of {density} T={tokens}"
+    own, dtype = layer.weight.dtype, layer.computed or layer.weight.dtype
+    key = f"training {rows}x{cols} {own} in {dtype} {n}x1 of {density} T={tokens}"
     cache = TimingCache(None, layer.weight.device)
     times = cache.get(key)
     if times is None:
-        times = time_steps(rows, cols, n, density, tokens, layer.weight.dtype, dtype)
+        times = time_steps(rows, cols, n, density, tokens, own, dtype)
         cache.put(key, times)
     gain = times["dense_ms"] / times["packed_ms"]
     return "" if gain >= _FASTER else f"dense is faster here ({gain:.2f} times as fast with {density:.0%} kept)"
-
-
-def _dtype_of(layer: LinearMasked) -> torch.dtype:
-    """What its last product was computed in: under autocast its weight is cast."""
-    return layer.computed or layer.weight.dtype
 
 
 @torch.enable_grad()

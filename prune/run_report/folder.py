@@ -99,6 +99,8 @@ def read_run(folder: Path) -> Run:
             raise PruningError(f"{where}{key}: want at least one, got none")
         _check_rising([row["step"] for row in history[key]], f"{where}{key}")
     _check(history["evals"], [dict.fromkeys(metrics, _METRIC)], f"{where}evals")
+    if any("steps_per_second" in row for row in history["steps"]):  # older runs have none
+        _check(history["steps"], [{"steps_per_second": _NUMBER}], f"{where}steps")
     masks = history.get("masks")
     if masks is not None:
         _check(history["steps"], [{"flips": (int,)}], f"{where}steps")

@@ -51,6 +51,12 @@ def curves(run: Run) -> str:
             if isinstance(run.target, int | float):
                 axes[1].axhline(run.target, color=_GRAY, linewidth=0.9, linestyle="--")
             axes[1].set(ylabel="sparsity", ylim=(0, 1.03))
+            if all("steps_per_second" in row for row in run.steps):  # older runs have none
+                rates = [row["steps_per_second"] for row in run.steps]
+                beside = axes[1].twinx()
+                beside.plot(x, rates, color=_GRAY, linewidth=1)
+                beside.set(ylabel="steps a second", ylim=(0, 1.15 * max(rates) or 1))
+                beside.grid(visible=False)
         for metric, color in zip(results["eval"], (_GREEN, _BLUE, _RED, _GRAY), strict=False):
             values = [row[metric] for row in run.evals]
             axes[-1].plot(

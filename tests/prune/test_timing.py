@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import trisparse
-from trisparse.prune.deploy import timing
+from trisparse.prune import timing
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.timing import TimingCache, machine, time_pair
 

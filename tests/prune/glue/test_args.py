@@ -44,6 +44,11 @@ PRUNE = [*BASE, "--do_prune"]
         ([*PRUNE, "--pruning_config", "mixed", "--pruning_pattern", "2:4"], "pattern: '2:4' has no effect: every group of"),
         ([*BASE, "--pruning_pattern", "2:4"], "--pruning_pattern: has no effect without --do_prune; add it, or --do_prune False"),
         ([*BASE, "--teacher_model_name_or_path", "t"], "--teacher_model_name_or_path: has no effect without --distill_loss_weight"),
+        ([*PRUNE, "--sparse_training", "yes"], "--sparse_training: 'yes' is not one of auto, on, off"),
+        (
+            [*PRUNE, "--pruning_pattern", "2:4", "--sparse_cooldown", "--sparse_training", "on"],
+            "--sparse_cooldown: its layers train packed, not with --sparse_training on",
+        ),
         ([*BASE, "--compile", "--fsdp"], "--compile: does not work together with --fsdp yet; leave one out"),
         ([*PRUNE, "--fsdp", "--optimizer", "masked_adamw"], "--fsdp: does not work with this --optimizer; use adamw"),
         ([*BASE, "--fsdp", "--mixed_precision", "fp16"], "--fsdp: does not work with this --mixed_precision; use bf16"),

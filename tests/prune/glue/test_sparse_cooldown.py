@@ -121,7 +121,7 @@ def test_a_cpu_stays_dense(pruned):
 
 
 def test_a_glue_run(world, glue, weights, monkeypatch):
-    monkeypatch.setattr(launch, "_function", lambda name: None)  # plain products, equal to the bit
+    monkeypatch.setattr(launch, "function_of", lambda name: None)  # plain products, equal to the bit
     plain = glue(world, "dense", "plain-cooldown", *FLAGS)
     honest = glue(world, "dense", "honest-cooldown", *FLAGS, "--sparse_cooldown")
     assert any("0 of 12 layers with 2:4 masks trained packed; dense is faster" in note for note in honest["notes"])

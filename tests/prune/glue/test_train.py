@@ -136,6 +136,8 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glu
         one, two = weights(world / "whole" / folder), weights(world / "halves" / folder)
         assert all(torch.equal(one[k], two[k]) for k in one)
     histories = [json.loads((world / f / "history.json").read_text()) for f in ("whole", "halves")]
+    for history in histories:
+        assert all(row.pop("steps_per_second") > 0 for row in history["steps"])
     assert histories[0] == histories[1]
     refused = [*argv(world, "dense", "halves", *flags), "--resume_from_checkpoint", str(world / "halves")]
     assert main(refused) == 2, "nothing is left to do"

@@ -30,7 +30,10 @@ def make_run(tmp_path):
             "arguments": {"model_name_or_path": "runs/dense", "learning_rate": 0.001, "weight_decay": 0.0},
         } | changes  # fmt: skip
         history = {
-            "steps": [{"step": s, "loss": 1 / s, "sparsity": s / 50, "flips": s} for s in (10, 20, 30, 40)],
+            "steps": [
+                {"step": s, "loss": 1 / s, "sparsity": s / 50, "flips": s, "steps_per_second": 2.5}
+                for s in (10, 20, 30, 40)
+            ],
             "evals": [{"step": s, "epoch": s // 20, **results["eval"]} for s in (20, 40)],
         }
         if masks:
