@@ -173,7 +173,7 @@ def test_the_readmes_accuracies_are_those_of_the_published_rows():
 
 def product_row(row):
     goal = f"{row['goal']:.1f}: {'met' if row['times'] >= row['goal'] else 'missed'}" if row["goal"] else "-"
-    times = f"{row['times']:.2f}x ({row['cold']:.2f}x)"
+    times = f"{row['times']:.2f}x ({row['cold']:.2f}x) | {row['csr']:.2f}x | {row['bsr']:.2f}x"
     return f"| {row['pattern']} | {row['zeros']} | {row['tokens']} | {times} | {row['share_of_peak']:.0%} | {goal} |"
 
 

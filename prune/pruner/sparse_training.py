@@ -79,7 +79,7 @@ class SparseTraining:
             self._resumed = None
 
     @property
-    def state(self) -> list[str] | None:
+    def state(self) -> Sequence[str] | None:
         """Names of the layers that multiply what is kept; None before anything was chosen."""
         return self._resumed if not self._entered else None if self.is_due else self.sparse
 

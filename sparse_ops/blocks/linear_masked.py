@@ -125,4 +125,4 @@ def unmask_linear(layer: LinearMasked) -> None:
     """Make it an `nn.Linear` again, in place."""
     for name in _OWN:
         layer.__dict__.pop(name, None)
-    layer.__class__ = nn.Linear
+    layer.__class__ = nn.Linear  # type: ignore[assignment]

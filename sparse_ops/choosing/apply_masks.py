@@ -41,6 +41,18 @@ def _reference(weights, masks, blocks, plan) -> None:
     apply_masks_reference(weights, masks, pairs(blocks))
 
 
+def _on_cpu(weights, masks, blocks, plan) -> None:
+    apply_masks_on_cpu(weights, masks, pairs(blocks))
+
+
+def apply_masks_on_cpu(weights: Sequence[Tensor], masks: Sequence[Tensor], blocks: Sequence[Block]) -> None:
+    """As `apply_masks_reference`, in C++ for the layers that there is a kernel for."""
+    from trisparse.kernels.cpu.apply_masks import apply_masks
+
+    left = apply_masks(weights, masks, blocks)
+    apply_masks_reference(*([every[i] for i in left] for every in (weights, masks, blocks)))
+
+
 def _kernel(weights, masks, blocks, plan) -> None:
     from trisparse.kernels.gpu.apply_masks import apply_masks
 
@@ -48,7 +60,11 @@ def _kernel(weights, masks, blocks, plan) -> None:
 
 
 define(
-    "apply_masks(Tensor(a!)[] weights, Tensor[] masks, int[] blocks, Tensor[] plan) -> ()", _reference, _kernel, nothing
+    "apply_masks(Tensor(a!)[] weights, Tensor[] masks, int[] blocks, Tensor[] plan) -> ()",
+    _reference,
+    _kernel,
+    nothing,
+    _on_cpu,
 )
 
 

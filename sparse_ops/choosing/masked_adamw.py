@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from trisparse.kernels.plan import plan_units
 from trisparse.sparse_ops.checks import check_device, check_lengths
-from trisparse.sparse_ops.choosing.apply_masks import apply_masks_reference
+from trisparse.sparse_ops.choosing.apply_masks import apply_masks_on_cpu, apply_masks_reference
 from trisparse.sparse_ops.choosing.plan import Plan
-from trisparse.sparse_ops.choosing.score_units import CRITERIA, REDUCTIONS, like_weight, score_units_reference
+from trisparse.sparse_ops.choosing.score_units import (
+    CRITERIA,
+    REDUCTIONS,
+    like_weight,
+    score_units_on_cpu,
+    score_units_reference,
+)
 from trisparse.sparse_ops.choosing.units import Block, check_units, check_view, flat, pairs
 from trisparse.sparse_ops.library import define, nothing
 
@@ -40,10 +46,12 @@ def masked_adamw_reference(
     reduce: str,
     decay: float,
     grad_scale: float,
+    score: Callable[..., None] = score_units_reference,
+    mask: Callable[..., None] = apply_masks_reference,
 ) -> None:
-    """Plain torch; see `masked_adamw`."""
+    """Plain torch, but for what may score and mask; see `masked_adamw`."""
     if scores:
-        score_units_reference(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale)
+        score(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale)
     for weight, grad, first, second, row in zip(weights, grads, firsts, seconds, rates.tolist(), strict=True):
         if grad is None:
             continue
@@ -54,11 +62,18 @@ def masked_adamw_reference(
         second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         weight.addcdiv_(first, (second.sqrt() / root).add_(eps), value=-size)
     if masks:
-        apply_masks_reference(weights, masks, blocks)
+        mask(weights, masks, blocks)
 
 
 def _reference(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
     masked_adamw_reference(weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest[:-1])
+
+
+def _on_cpu(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
+    masked_adamw_reference(
+        weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest[:-1],
+        score=score_units_on_cpu, mask=apply_masks_on_cpu,
+    )  # fmt: skip
 
 
 def _kernel(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
@@ -74,6 +89,7 @@ define(
     _reference,
     _kernel,
     nothing,
+    _on_cpu,
 )
 
 

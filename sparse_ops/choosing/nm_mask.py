@@ -35,6 +35,13 @@ def _reference(scores, n, m, dim, magnitude) -> Tensor:
     return nm_mask_reference(scores, n, m) if dim == 1 else nm_mask_reference(scores.t(), n, m).t().contiguous()
 
 
+def _on_cpu(scores, n, m, dim, magnitude) -> Tensor:
+    from trisparse.kernels.cpu.nm_mask import nm_mask
+
+    found = nm_mask(scores, n, m, dim, magnitude)
+    return _reference(scores, n, m, dim, magnitude) if found is None else found
+
+
 def _kernel(scores, n, m, dim, magnitude) -> Tensor:
     from trisparse.kernels.gpu.nm_mask import nm_mask
 
@@ -45,7 +52,7 @@ def _fake(scores, n, m, dim, magnitude) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
-define("nm_mask(Tensor scores, int n, int m, int dim, bool magnitude) -> Tensor", _reference, _kernel, _fake)
+define("nm_mask(Tensor scores, int n, int m, int dim, bool magnitude) -> Tensor", _reference, _kernel, _fake, _on_cpu)
 
 
 def nm_mask(scores: Tensor, n: int, m: int, dim: int = 1, magnitude: bool = False) -> Tensor:

@@ -86,6 +86,22 @@ def _reference(scores, weights, grads, blocks, seen, criterion, reduce, decay, g
     score_units_reference(scores, weights, grads, pairs(blocks), seen, criterion, reduce, decay, grad_scale)
 
 
+def _on_cpu(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale, plan) -> None:
+    score_units_on_cpu(scores, weights, grads, pairs(blocks), seen, criterion, reduce, decay, grad_scale)
+
+
+def score_units_on_cpu(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale) -> None:
+    """As `score_units_reference`, in C++ for the layers that there is a kernel for."""
+    from trisparse.kernels.cpu.score_units import score_units
+
+    left = score_units(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale)
+    if left:
+        lists = ([every[i] for i in left] for every in (scores, weights, grads, blocks))
+        own = seen[left]
+        score_units_reference(*lists, own, criterion, reduce, decay, grad_scale)
+        seen[left] = own
+
+
 def _kernel(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale, plan) -> None:
     from trisparse.kernels.gpu.score_units import score_units
 
@@ -98,6 +114,7 @@ define(
     _reference,
     _kernel,
     nothing,
+    _on_cpu,
 )
 
 

@@ -5,10 +5,10 @@ r"""Steps a second of `trisparse-glue` beside a plain loop, pruning and distilli
 
 The plain loop is written as scripts for GLUE are: batches at random, padded to their longest text, the teacher run on
 every batch, AdamW, single precision, no compilation. It prunes with the same Pruner, so the difference is the loop's
-alone. Ours batches texts of similar length, runs the teacher once (which is not counted, and takes a forward of every
-text), steps a fused AdamW, and computes in --mixed_precision. Both run --steps steps in turns, --rounds times; the
-ratio is the median of the rounds'. With --epochs both also train to their end, the last third with fixed masks, and are
-evaluated.
+alone, and that ours may multiply what is kept alone. Ours batches texts of similar length, runs the teacher once (which
+is not counted, and takes a forward of every text), steps a fused AdamW, and computes in --mixed_precision. Both run
+--steps steps in turns, --rounds times; the ratio is the median of the rounds'. With --epochs both also train to their
+end, the last third with fixed masks, and are evaluated.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def plain(args: argparse.Namespace, steps: int, cooldown: int) -> dict:
         pattern=args.pattern, pruning_op_types=["Linear"], op_names=["encoder"], start_step=1,
         end_step=steps - cooldown, pruning_frequency=max(steps // 40, 1),
     )  # fmt: skip
-    pruner = Pruner(student, config)
+    pruner = Pruner(student, config, sparse_training="off")
     student.train()
     done, seconds = 0, 0.0
     with pruner.attach(optimizer), tqdm(total=steps, desc="plain", unit="step") as bar:

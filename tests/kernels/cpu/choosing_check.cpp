@@ -1,0 +1,112 @@
+// As spmm_check.cpp, for what chooses: scores, masked writes and N:M masks, against loops over single weights.
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+
+namespace scoring {  // each source has names of its own
+#include "score_units.cpp"
+}
+namespace masking {
+#include "apply_masks.cpp"
+}
+namespace ranking {
+#include "nm_mask.cpp"
+}
+
+struct Shape {
+  int64_t down, across, n, m, gap;  // rows are `gap` weights longer than they need be
+};
+
+static std::vector<bf16> upper(const std::vector<float>& from, bool is_half) {
+  return is_half ? halves(from) : std::vector<bf16>();
+}
+
+static int check_scores(const Shape& s, std::mt19937& random, bool is_half, int64_t criterion, int64_t reduction, bool is_bad) {
+  int64_t stride = s.across * s.m + s.gap, rows = s.down * s.n, size = (rows - 1) * stride + s.across * s.m;
+  std::vector<float> weight = draw(size, random, is_half), grad = draw(size, random, is_half);
+  if (is_bad) grad[size - 1] = (random() & 1) ? INFINITY : NAN;
+  std::vector<float> score = draw(s.down * s.across, random, false), before = score;
+  std::vector<bf16> weight16 = upper(weight, is_half), grad16 = upper(grad, is_half);
+  const void *w = is_half ? (const void*)weight16.data() : weight.data(), *g = is_half ? (const void*)grad16.data() : grad.data();
+  scoring::Layer layer{w, criterion == 0 ? nullptr : g, score.data(), s.down, s.across, s.n, s.m, stride, is_half};
+  scoring::How how{criterion, reduction, 0.5, 4.0};
+  uint8_t updated = 2;
+  scoring::score_units(&layer, &how, &updated, 1, 2);
+  int wrong = updated != !(is_bad && criterion);
+  for (int64_t r = 0; r < s.down; r++)
+    for (int64_t c = 0; c < s.across; c++) {
+      double sum = 0;
+      for (int64_t i = 0; i < s.n; i++)
+        for (int64_t j = 0; j < s.m; j++) {
+          int64_t at = (r * s.n + i) * stride + c * s.m + j;
+          double one = std::abs(criterion == 0 ? weight[at] : criterion == 1 ? grad[at] : (double)weight[at] * grad[at]);
+          sum = reduction == 2 ? std::max(sum, one) : sum + one / (reduction == 0 ? s.n * s.m : 1);
+        }
+      double was = before[r * s.across + c], want = is_bad && criterion ? was : 0.5 * was + sum / 4;
+      wrong += differs(score[r * s.across + c], want, false);
+    }
+  return wrong;
+}
+
+template <class Word>
+static int check_masks(const Shape& s, std::mt19937& random) {
+  int64_t stride = s.across * s.m + s.gap, rows = s.down * s.n, size = (rows - 1) * stride + s.across * s.m;
+  std::vector<Word> weight(size);
+  for (Word& word : weight) word = (Word)(random() | 1);
+  std::vector<Word> before = weight;
+  std::vector<uint8_t> mask(s.down * s.across);
+  for (uint8_t& keep : mask) keep = random() % 3 > 0;
+  masking::Masked layer{weight.data(), mask.data(), s.down, s.across, s.n, s.m, stride, sizeof(Word)};
+  masking::apply_masks(&layer, nullptr, nullptr, 1, 2);
+  int wrong = 0;
+  for (int64_t at = 0; at < size; at++) {
+    int64_t row = at / stride, column = at % stride;
+    bool stays = column >= s.across * s.m || mask[row / s.n * s.across + column / s.m];
+    wrong += weight[at] != (stays ? before[at] : 0);
+  }
+  return wrong;
+}
+
+static int check_groups(int64_t rows, int64_t groups, int64_t n, int64_t m, std::mt19937& random, bool is_half, bool magnitude) {
+  std::vector<float> scores(rows * groups * m);
+  const float some[] = {0, -0.0f, 1, -1, 2, INFINITY, -INFINITY, NAN, 1e-40f, 3};
+  for (float& score : scores) score = some[random() % 10];
+  std::vector<bf16> scores16 = upper(scores, is_half);
+  if (is_half)
+    for (size_t i = 0; i < scores.size(); i++) scores[i] = to_float(scores16[i]);
+  std::vector<uint8_t> mask(scores.size(), 7);
+  ranking::Groups how{rows, groups * m, n, m, magnitude, is_half};
+  ranking::nm_mask(&how, is_half ? (const void*)scores16.data() : scores.data(), mask.data(), 0, 2);
+  auto value = [&](int64_t i) {
+    float score = magnitude ? std::abs(scores[i]) : scores[i];
+    return score != score ? INFINITY * 1.0 : score == INFINITY ? 1e300 : (double)score;  // NaN above infinity
+  };
+  int wrong = 0;
+  for (int64_t i = 0; i < (int64_t)scores.size(); i++) {
+    int64_t first = i / m * m, better = 0;
+    for (int64_t j = first; j < first + m; j++) better += value(j) > value(i) || (value(j) == value(i) && j < i);
+    wrong += mask[i] != (better < n);
+  }
+  return wrong;
+}
+
+int main() {
+  std::mt19937 random(0);
+  int wrong = 0;
+  for (Shape s : {Shape{1, 1, 1, 1, 0}, {3, 37, 4, 1, 0}, {2, 70, 1, 1, 5}, {5, 3, 2, 3, 1}, {3, 2, 16, 16, 0}, {4, 1, 1, 90, 0}}) {
+    for (bool is_half : {false, true})
+      for (bool is_bad : {false, true})
+        for (int64_t criterion : {0, 1, 2})
+          for (int64_t reduction : {0, 1, 2}) wrong += check_scores(s, random, is_half, criterion, reduction, is_bad);
+    wrong += check_masks<uint16_t>(s, random) + check_masks<uint32_t>(s, random) + check_masks<uint64_t>(s, random);
+  }
+  for (auto [n, m] : {std::pair<int64_t, int64_t>{1, 1}, {1, 2}, {2, 4}, {4, 4}, {3, 8}, {2, 5}, {7, 16}, {31, 32}})
+    for (int64_t groups : {1, 3, 20})
+      for (bool is_half : {false, true})
+        for (bool magnitude : {false, true}) wrong += check_groups(3, groups, n, m, random, is_half, magnitude);
+  std::printf("%d differ\n", wrong);
+  return wrong != 0;
+}

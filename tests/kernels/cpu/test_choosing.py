@@ -1,0 +1,107 @@
+"""The C++ kernels that score, mask and rank: under sanitizers, and against the references."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trisparse.kernels.cpu.apply_masks import apply_masks
+from trisparse.kernels.cpu.nm_mask import nm_mask
+from trisparse.kernels.cpu.score_units import score_units
+from trisparse.sparse_ops.choosing.apply_masks import apply_masks_reference
+from trisparse.sparse_ops.choosing.nm_mask import nm_mask_reference
+from trisparse.sparse_ops.choosing.score_units import CRITERIA, REDUCTIONS, score_units_reference
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, 1e-40, -3e38])
+
+
+def test_sanitized_over_odd_shapes(run_sanitized):
+    run_sanitized("choosing_check.cpp")
+
+
+def views(down, across, n, m, dtype, seed):
+    """A weight whose rows lie apart, another's columns, and one of a convolution, all in the same units."""
+    torch.manual_seed(seed)
+    rows, cols = down * n, across * m
+    wide = torch.randn(rows, cols + 3).to(dtype)
+    return [wide[:, :cols], torch.randn(cols, rows).to(dtype).t(), torch.randn(rows, 1, cols).to(dtype)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    down=st.integers(1, 9), across=st.integers(1, 40), block=st.sampled_from([(1, 1), (4, 1), (2, 3), (1, 4), (16, 16)]),
+    criterion=st.sampled_from(list(CRITERIA)), reduce=st.sampled_from(list(REDUCTIONS)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), bad=st.sampled_from([0.0, torch.inf, torch.nan]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_scores(down, across, block, criterion, reduce, dtype, bad, seed):
+    weights = views(down, across, *block, dtype, seed)
+    grads = [torch.empty_strided(w.shape, w.stride(), dtype=dtype).copy_(torch.randn(w.shape)) for w in weights]
+    grads[0][-1, -1] += bad
+    blocks = [block] * 3
+    scores = [torch.rand(down, across) for _ in weights]
+    want, seen, seen_there = [score.clone() for score in scores], *torch.zeros(2, 3, dtype=torch.bool)
+    settings_ = criterion, reduce, 0.9, 2.0
+    others = score_units(scores, weights, grads, blocks, seen, *settings_)
+    assert others == (
+        [0, 1, 2] if dtype is torch.float64 else [*([1] if down * block[0] > 1 and across * block[1] > 1 else []), 2]
+    )
+    score_units_reference(want, weights, grads, blocks, seen_there, *settings_)
+    for i in set(range(3)) - set(others):
+        torch.testing.assert_close(scores[i], want[i], rtol=1e-5, atol=1e-7)
+        assert seen[i] == seen_there[i]
+
+
+def test_a_weight_that_is_no_number_makes_its_unit_none():
+    weight = torch.ones(8, 40)
+    weight[5, 7], weight[1, 39] = torch.nan, torch.inf
+    for reduce in REDUCTIONS:
+        score, seen = [torch.zeros(2, 40)], torch.zeros(1, dtype=torch.bool)
+        assert score_units(score, [weight], [torch.ones(8, 40)], [(4, 1)], seen, "snip", reduce, 0.9, 1.0) == []
+        assert bool(seen)
+        assert score[0].isnan().nonzero().tolist() == [[1, 7]]
+        assert score[0].isinf().nonzero().tolist() == [[0, 39]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    down=st.integers(1, 9), across=st.integers(1, 70), block=st.sampled_from([(1, 1), (4, 1), (2, 3), (1, 90), (16, 16)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_masks(down, across, block, dtype, seed):
+    weights = views(down, across, *block, dtype, seed)
+    for weight in weights:
+        weight[torch.rand(weight.shape) < 0.3] = SPECIAL[torch.randint(len(SPECIAL), (1,))].to(dtype)
+    whole = weights[0]._base.clone()
+    masks = [torch.rand(down, across) < 0.5 for _ in weights]
+    want = [weight.clone() for weight in weights]
+    apply_masks_reference(want, masks, [block] * 3)
+    others = apply_masks(weights, masks, [block] * 3)
+    assert 2 in others
+    for i in set(range(3)) - set(others):
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weights[i].element_size()]
+        assert torch.equal(weights[i].contiguous().view(bits), want[i].contiguous().view(bits))
+    assert torch.equal(
+        weights[0]._base[:, across * block[1] :], whole[:, across * block[1] :]
+    )  # what lies between rows
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 5), groups=st.integers(1, 30), m=st.integers(1, 32), magnitude=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 99), data=st.data(),
+)  # fmt: skip
+def test_groups(rows, groups, m, magnitude, dtype, seed, data):
+    torch.manual_seed(seed)
+    n = data.draw(st.integers(1, m))
+    scores = SPECIAL[torch.randint(len(SPECIAL), (rows, groups * m))].to(dtype)  # ties everywhere
+    want = nm_mask_reference(scores.abs() if magnitude else scores, n, m)
+    assert torch.equal(nm_mask(scores, n, m, 1, magnitude), want)
+
+
+def test_what_there_is_no_kernel_for():
+    assert nm_mask(torch.randn(4, 8), 2, 4, 0, False) is None
+    assert nm_mask(torch.randn(4, 8, dtype=torch.float64), 2, 4, 1, False) is None
