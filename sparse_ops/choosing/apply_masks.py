@@ -50,7 +50,7 @@ def apply_masks_on_cpu(weights: Sequence[Tensor], masks: Sequence[Tensor], block
     from trisparse.kernels.cpu.apply_masks import apply_masks
 
     left = apply_masks(weights, masks, blocks)
-    apply_masks_reference(*([every[i] for i in left] for every in (weights, masks, blocks)))
+    apply_masks_reference([weights[i] for i in left], [masks[i] for i in left], [blocks[i] for i in left])
 
 
 def _kernel(weights, masks, blocks, plan) -> None:

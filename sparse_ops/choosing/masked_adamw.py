@@ -69,10 +69,12 @@ def _reference(weights, grads, firsts, seconds, rates, scores, masks, blocks, *r
     masked_adamw_reference(weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest[:-1])
 
 
-def _on_cpu(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
+def _on_cpu(
+    weights, grads, firsts, seconds, rates, scores, masks, blocks, seen, criterion, reduce, decay, grad_scale, plan
+) -> None:
     masked_adamw_reference(
-        weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest[:-1],
-        score=score_units_on_cpu, mask=apply_masks_on_cpu,
+        weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), seen, criterion, reduce, decay,
+        grad_scale, score_units_on_cpu, apply_masks_on_cpu,
     )  # fmt: skip
 
 

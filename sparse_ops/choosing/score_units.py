@@ -96,9 +96,11 @@ def score_units_on_cpu(scores, weights, grads, blocks, seen, criterion, reduce, 
 
     left = score_units(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad_scale)
     if left:
-        lists = ([every[i] for i in left] for every in (scores, weights, grads, blocks))
         own = seen[left]
-        score_units_reference(*lists, own, criterion, reduce, decay, grad_scale)
+        score_units_reference(
+            [scores[i] for i in left], [weights[i] for i in left], [grads[i] for i in left], [blocks[i] for i in left],
+            own, criterion, reduce, decay, grad_scale,
+        )  # fmt: skip
         seen[left] = own
 
 
