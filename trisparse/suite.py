@@ -19,6 +19,7 @@ _TOKENS = [1, 16, 128, 1024, 4096]
 _CPU = {  # what the CPU's suite runs after the benchmarks that are tests: its result, and flags besides
     "benchmarks/sparse_ops/bench_cpu_products.py": ["cpu_products.json"],
     "benchmarks/prune/deploy/bench_cpu_model.py": ["cpu_model.json"],
+    "benchmarks/prune/pruner/bench_sparse_training.py": ["sparse_training_cpu.json"],
     "benchmarks/sparse_ops/blocks/crossover.py": ["crossover_cpu.json", "--device", "cpu"],
 }
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
@@ -71,16 +71,22 @@ def layer_row(pattern: str, zeros: float, rows: int, cols: int) -> dict[str, Any
     masked.kept = masked_blocks(mask, (n, 1), torch.float32)
     x, grad = torch.randn(TOKENS, cols, requires_grad=True), torch.randn(TOKENS, rows)
 
-    def step(layer: nn.Linear, *leaves: Tensor) -> Callable[[], Any]:
-        y = layer(x)
-        return lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True)
+    def gradient(layer: nn.Linear, of_input: bool) -> Callable[[], Any]:
+        """Of its input or of its weight alone."""
+        own = x.detach().requires_grad_(of_input)
+        layer.requires_grad_(not of_input)
+        y = layer(own)
+        layer.requires_grad_(True)
+        return lambda: torch.autograd.grad(y, own if of_input else layer.weight, grad, retain_graph=True)
 
     def whole(layer: nn.Linear) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(layer(x), (x, layer.weight, layer.bias), grad)
 
-    parts = {"forward": [lambda layer=layer: layer(x) for layer in (dense, masked)]}
-    parts |= {name: [step(dense, leaf[0]), step(masked, leaf[1])] for name, leaf in
-              {"input": (x, x), "weight": (dense.weight, masked.weight)}.items()}  # fmt: skip
+    parts: dict[str, list[Callable[[], Any]]] = {
+        "forward": [lambda layer=layer: layer(x) for layer in (dense, masked)],
+        "input": [gradient(layer, True) for layer in (dense, masked)],
+        "weight": [gradient(layer, False) for layer in (dense, masked)],
+    }
     times = in_turns([whole(dense), whole(masked)])
     return {
         "pattern": pattern, "zeros": zeros, "shape": [rows, cols], "dense_ms": statistics.median(times[0]),
