@@ -177,7 +177,9 @@ def aim(row):
 
 def product_row(row):
     times = f"{row['times']:.2f}x ({row['cold']:.2f}x) | {row['csr']:.2f}x | {row['bsr']:.2f}x"
-    return f"| {row['pattern']} | {row['zeros']} | {row['tokens']} | {times} | {row['share_of_peak']:.0%} | {aim(row)} |"
+    return (
+        f"| {row['pattern']} | {row['zeros']} | {row['tokens']} | {times} | {row['share_of_peak']:.0%} | {aim(row)} |"
+    )
 
 
 def test_speeds_of_products_on_a_cpu_are_those_of_their_file():

@@ -40,6 +40,8 @@ class Mlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.how == "twice":
             return self.act(self.dense(x)) + self.act(self.dense(-x))
+        if self.how == "again":
+            return self.act(self.dense(x)) + self.dense(-x)
         y = self.dense(x)
         if self.how == "branch" and y.sum() > 1e9:
             return y
@@ -120,6 +122,7 @@ def test_memory_leaves_modules_as_they_are(always_packed):
         ("plain", nn.SiLU(), []),
         ("plain", nn.PReLU(init=0.0), []),  # has a parameter, whatever it is now
         ("twice", nn.GELU(), []),
+        ("again", nn.GELU(), []),
         ("read", nn.GELU(), []),  # somebody else reads what is not activated
         ("branch", nn.GELU(), []),
     ],
