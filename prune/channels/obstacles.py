@@ -8,9 +8,11 @@ from torch import nn
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.foreign import PACKED, foreign_weight
 from trisparse.prune.pruner.layers import is_hf_conv1d
+from trisparse.sparse_ops import LinearMasked
 from trisparse.sparse_ops.checks import DTYPES
 
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PLAIN = (nn.Linear, LinearMasked, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_NORMS, nn.PReLU)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -93,11 +93,16 @@ class LinearMasked(nn.Linear):
         weight = cast(Tensor, self._parameters["weight"])
         if self.training:
             self.tokens, self.computed = input.numel() // max(self.in_features, 1), autocast_dtype(input)
-            if self.kept is not None and not is_seen(input, weight) and _has_no_tangent():
+            if self.kept is not None and self._is_own(weight) and not is_seen(input, weight) and _has_no_tangent():
                 dtype = self.computed or weight.dtype
                 if dtype is not torch.float16 and (dtype is not weight.dtype or input.dtype is dtype):
                     return _Product.apply(input, weight, self._parameters["bias"], self.kept, dtype)
         return linear(input, weight, self.bias)
+
+    def _is_own(self, weight: Tensor) -> bool:
+        """Whether this is a parameter that the masks are of: not one of another size, or a tensor put in its place."""
+        matrix = cast(MaskedBlocks, self.kept).matrix
+        return type(weight) is nn.Parameter and tuple(weight.shape) == (matrix.rows, matrix.cols)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.kept is None else f", multiplied={self.kept.density:.4f}")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import BertConfig, BertForSequenceClassification
 
-from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError
+from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, compress
 from trisparse.prune.pruner import sparse_training
 from trisparse.sparse_ops import LinearMasked
 
@@ -269,6 +269,18 @@ def test_masks_from_an_earlier_step():
         model.load_state_dict(weights)
         pruner.load_state_dict(state)
         assert [layer.module.kept.density for layer in pruner.layers] == before
+
+
+def test_compressing_while_it_is_attached():
+    model = tiny_bert(torch.float32)
+    pruner = Pruner(model, config_of("4x1", 6), sparse_training="on")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pruner.attach(optimizer):
+        for _ in range(6):
+            model(input_ids=torch.arange(6).view(2, 3), labels=torch.tensor([0, 1])).loss.backward()
+            optimizer.step()
+        _, report = compress(model.eval(), prefer="memory", measure=False)
+    assert sum(row.format != "dense" for row in report.layers) >= 12
 
 
 def test_an_unknown_mode():

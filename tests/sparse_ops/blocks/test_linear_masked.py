@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from trisparse.sparse_ops.blocks.linear_masked import LinearMasked, mask_linear, unmask_linear
+from trisparse.sparse_ops.blocks.linear_masked import LinearMasked, _Product, mask_linear, unmask_linear
 from trisparse.sparse_ops.blocks.masked_blocks import gather_values, masked_blocks, scatter_values
 
 UNITS = [(1, 1), (2, 1), (4, 1), (12, 1), (16, 16), (1, 4), (8, 8)]
@@ -56,19 +56,12 @@ def test_products_and_gradients(unit, density, dtype):
 @pytest.mark.parametrize("unit", [(1, 1), (4, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck_to_the_second_order(unit, bias):
-    _, masked, _ = layers(unit, rows=8, cols=6, bias=bias)
+    _, masked, wide = layers(unit, rows=8, cols=6, bias=bias)
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     values = list(masked.parameters())
 
-    def function(x, *values):
-        return torch.func.functional_call(masked, dict(zip(["weight", "bias"], values, strict=False)), (x,))
-
-    def kept_alone(x, weight, *bias):  # what is pruned is zero, and no variable
-        mask = torch.zeros(8, 6, dtype=torch.bool)
-        full = scatter_values(
-            torch.ones(len(masked.kept.matrix.columns), *masked.kept.matrix.block), masked.kept.matrix
-        )
-        return function(x, weight * (full != 0) + 0 * mask, *bias)
+    def kept_alone(x, weight, bias=None):  # what is pruned is zero, and no variable
+        return _Product.apply(x, weight * wide, bias, masked.kept, torch.float64)
 
     assert torch.autograd.gradcheck(kept_alone, (x, *values))
     assert torch.autograd.gradgradcheck(kept_alone, (x, *values))
@@ -173,6 +166,16 @@ def test_compilers_and_transforms_see_a_dense_layer():
     torch.testing.assert_close(torch.func.jvp(masked, (x,), (x,))[1], torch.func.jvp(dense, (x,), (x,))[1])
     traced = torch.export.export(masked, (x,))
     torch.testing.assert_close(traced.module()(x), dense(x))
+
+
+def test_another_weight_in_its_place_is_multiplied_whole():
+    _, masked, _ = layers(dtype=torch.float32)
+    x, other = torch.randn(3, 32), torch.randn(48, 32)
+    y = torch.func.functional_call(masked, {"weight": other}, (x,))
+    assert torch.equal(y, linear(x, other, masked.bias))
+    masked.weight = nn.Parameter(torch.randn(40, 32))  # of another size, as after channels were removed
+    masked.bias = None
+    assert torch.equal(masked(x), linear(x, masked.weight))
 
 
 def test_a_weight_changed_in_between_is_an_error():
