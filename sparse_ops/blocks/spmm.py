@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm
-from trisparse.sparse_ops.blocks.spmm_t import spmm_t
+from trisparse.sparse_ops.blocks.spmm_t import spmm_t, spmm_t_on_cpu
 from trisparse.sparse_ops.checks import check_device
 from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen
 
@@ -41,8 +41,12 @@ def _backward(ctx, grad):
     grad = grad.contiguous()
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        indexed = matrix.pointers_t.numel() > 0 or grad.device.type == "cpu"
-        grad_x = spmm_t(grad, matrix) if indexed else grad @ unpack_blocks(matrix)
+        if matrix.pointers_t.numel():
+            grad_x = spmm_t(grad, matrix)
+        elif grad.is_cpu:
+            grad_x = spmm_t_on_cpu(grad, *matrix)
+        else:
+            grad_x = grad @ unpack_blocks(matrix)
     if ctx.needs_input_grad[1]:
         grad_values = sddmm(grad, x, matrix)
     if ctx.needs_input_grad[_PARTS + 1]:

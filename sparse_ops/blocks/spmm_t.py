@@ -21,7 +21,8 @@ def _kernel(grad, *rest) -> Tensor:
     return spmm_t(grad, matrix) if matrix.rows and matrix.block[0] >= LOWEST else spmm_t_reference(grad, *rest)
 
 
-def _on_cpu(grad, *rest) -> Tensor:
+def spmm_t_on_cpu(grad, *rest) -> Tensor:
+    """As `spmm_t` on a CPU, where no index by column is needed."""
     from trisparse.kernels.cpu.spmm_t import spmm_t
 
     found = spmm_t(grad, PackedBlocks(*rest))
@@ -30,7 +31,7 @@ def _on_cpu(grad, *rest) -> Tensor:
 
 define(
     f"spmm_t(Tensor grad, {SCHEMA}) -> Tensor",
-    spmm_t_reference, _kernel, lambda grad, *matrix: grad.new_empty(grad.shape[0], matrix[8]), _on_cpu,
+    spmm_t_reference, _kernel, lambda grad, *matrix: grad.new_empty(grad.shape[0], matrix[8]), spmm_t_on_cpu,
 )  # fmt: skip
 
 
