@@ -23,6 +23,17 @@ def define(
         cpu: runs on the CPU, the reference unless given; imports its kernel when called, too.
     """
     name = schema[: schema.index("(")]
+    arguments = torch._C.parse_schema(f"trisparse::{schema}").arguments
+    written = [i for i, arg in enumerate(arguments) if arg.alias_info is not None and arg.alias_info.is_write]
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:  # kernels write past what counts versions
+        def run(*args: Any) -> Any:
+            result = function(*args)
+            tensors = [t for i in written for t in (args[i] if isinstance(args[i], list) else [args[i]])]
+            torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+            return result
+
+        return run if written else function
 
     def on_its_device(*args: Any) -> Any:  # Triton launches on the current device, wherever the tensors are
         first = next(t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor))
@@ -31,9 +42,9 @@ def define(
 
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, on_its_device, "CUDA")
+    _LIBRARY.impl(name, counted(on_its_device), "CUDA")
     if cpu is not None:
-        _LIBRARY.impl(name, cpu, "CPU")
+        _LIBRARY.impl(name, counted(cpu), "CPU")
     torch.library.register_fake(f"trisparse::{name}", fake, lib=_LIBRARY)
 
 

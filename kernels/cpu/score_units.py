@@ -33,10 +33,12 @@ def score_units(
     for i, (score, weight, grad, (n, m)) in enumerate(zip(scores, weights, grads, blocks, strict=True)):
         if not weight.numel() or (grad is None and needs_grad):
             continue
-        if not is_rowwise(weight) or (needs_grad and grad is not None and grad.dtype != weight.dtype):
+        grad = grad if needs_grad else None
+        lies_alike = grad is None or (grad.dtype == weight.dtype and grad.stride() == weight.stride() and grad.is_cpu)
+        if not is_rowwise(weight) or not lies_alike:
             others.append(i)
             continue
-        address = grad.data_ptr() if needs_grad and grad is not None else 0
+        address = 0 if grad is None else grad.data_ptr()
         half = weight.dtype == torch.bfloat16
         rows.append((weight.data_ptr(), address, score.data_ptr(), *score.shape, n, m, weight.stride(0), half))
         numbers.append(i)

@@ -43,7 +43,7 @@ def _backward(ctx, grad):
     if ctx.needs_input_grad[0]:
         if matrix.pointers_t.numel():
             grad_x = spmm_t(grad, matrix)
-        elif grad.is_cpu:
+        elif not is_seen(grad, matrix.values):
             grad_x = spmm_t_on_cpu(grad, *matrix)
         else:
             grad_x = grad @ unpack_blocks(matrix)

@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from trisparse.sparse_ops import apply_masks
+from trisparse.sparse_ops import apply_masks, score_units
+
+
+def test_what_is_written_counts_as_changed():
+    """Autograd, and layers that keep what they prepared for a weight, go by the version."""
+    weight, score, seen = torch.nn.Parameter(torch.randn(8, 8)), torch.zeros(2, 8), torch.zeros(1, dtype=torch.bool)
+    before = weight._version, score._version, seen._version
+    score_units([score], [weight.detach()], [torch.ones(8, 8)], [(4, 1)], seen)
+    assert weight._version == before[0]
+    assert score._version > before[1]
+    assert seen._version > before[2]
+    apply_masks([weight.detach()], [torch.rand(2, 8) < 0.5], [(4, 1)])
+    assert weight._version > before[0]
 
 
 def test_golden_blocks():
