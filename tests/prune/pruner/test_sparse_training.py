@@ -12,15 +12,7 @@ from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, compress
 from trisparse.prune.pruner import sparse_training
 from trisparse.sparse_ops import LinearMasked
 
-PATTERNS = {
-    "4x1": (4, 1),
-    "1x1": (1, 1),
-    "2x1": (2, 1),
-    "16x16": (16, 16),
-    "2:4": (1, 1),
-    "1xchannel": None,
-    "channelx1": None,
-}
+PATTERNS = ["4x1", "1x1", "2x1", "16x16", "2:4", "1xchannel", "channelx1"]
 
 
 def tiny_bert(dtype):
@@ -57,11 +49,10 @@ def train(mode, pattern, steps, dtype=torch.float64, optimizer=torch.optim.AdamW
     return model, history, sparse, pruner
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, MaskedAdamW])
+@pytest.mark.parametrize(
+    ("pattern", "optimizer"), [("4x1", MaskedAdamW), *((pattern, torch.optim.AdamW) for pattern in PATTERNS)]
+)
 def test_masks_are_identical_and_weights_within_rounding(pattern, optimizer):
-    if optimizer is MaskedAdamW and pattern != "4x1":
-        pytest.skip("one pattern is enough")
     dtype = torch.float32 if optimizer is MaskedAdamW else torch.float64
     dense, masks, none, _ = train("off", pattern, 10, dtype, optimizer)
     model, own, sparse, _ = train("on", pattern, 10, dtype, optimizer)
