@@ -1,6 +1,7 @@
 """Training on what the masks keep: the same masks, the same weights but for rounding, and dense where it must be."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, compress
 from trisparse.prune.pruner import sparse_training
 from trisparse.sparse_ops import LinearMasked
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 PATTERNS = ["4x1", "1x1", "2x1", "16x16", "2:4", "1xchannel", "channelx1"]
 
 
@@ -130,7 +132,7 @@ def slow(monkeypatch):
     return asked
 
 
-@pytest.mark.skipif(not sparse_training.runs_packed(torch.float32), reason="needs a C++ compiler")
+@needs_compiler
 def test_auto_takes_what_was_measured_to_be_faster(slow):
     _, masks, sparse, pruner = train("auto", "4x1", 10, torch.float32, pruning_scope="local")
     assert len(sparse) == 13
@@ -205,6 +207,7 @@ def test_a_compiled_model_stays_dense():
         assert {type(module) for module in model} == {nn.Linear}
 
 
+@needs_compiler
 def test_resuming_rounds_as_the_run_before(slow):
     """Which layers multiplied what is kept is part of the state."""
     steps, half = 12, 7
