@@ -14,6 +14,7 @@ struct Masked {
 namespace {
 
 constexpr int64_t ROWS = 8;  // of units that a thread takes at once
+
 // A row of weights, each with a flag of its own.
 template <class Word>
 static void mask_row(Word* __restrict weight, const uint8_t* __restrict mask, int64_t count) {

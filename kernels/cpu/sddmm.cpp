@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int64_t FIRST_CACHE = 36 << 10;  // bytes of columns that are multiplied with one group after the other
+
 template <int HEIGHT, bool IS_BLOCK>
 struct Dots {
   static constexpr int APART = LANES / HEIGHT;  // tokens of a vector, and columns whose sums are made together

@@ -35,7 +35,6 @@ class PruningCallback(TrainerCallback):
     Args:
         config: what to prune, how far and when; or a function that makes it of the parameters of a trial of
             `hyperparameter_search`, a dict that is empty in any other training.
-
         sparse_training: as `Pruner` takes it.
 
     Attributes:

@@ -14,7 +14,8 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.timing import Times, TimingCache, in_turns
-from trisparse.sparse_ops import LinearMasked, MaskedBlocks, mask_linear, masked_blocks, unmask_linear
+from trisparse.sparse_ops import LinearMasked, mask_linear, masked_blocks, unmask_linear
+from trisparse.sparse_ops.blocks.masked_blocks import height_of
 
 MODES = ("auto", "on", "off")
 _FASTER = 1.03  # than dense, forward and backward
@@ -105,12 +106,13 @@ class SparseTraining:
                     continue
                 if group.config.pattern.kind == "column":
                     mask, block = mask.t(), block[::-1]
-                kept = masked_blocks(mask, block, layer.weight.dtype)
                 if sparse is not None:
                     reason = "" if layer.name in sparse else "dense was faster when this was saved"
                 else:
-                    reason = "" if self.mode == "on" else _slower(masked, kept)
-                masked.kept = None if reason else kept
+                    density = float(mask.sum()) / max(mask.numel(), 1)
+                    reason = "" if self.mode == "on" else _slower(masked, height_of(block), density)
+                # looking for what is kept takes longer than counting it
+                masked.kept = None if reason else masked_blocks(mask, block, layer.weight.dtype)
                 if reason:
                     self.dense[layer.name] = reason
                 else:
@@ -152,11 +154,11 @@ def _obstacle(layer: Layer) -> str:
     return ""
 
 
-def _slower(layer: LinearMasked, kept: MaskedBlocks) -> str:
+def _slower(layer: LinearMasked, n: int, kept: float) -> str:
     """Why a layer had better multiply all of its weight, or an empty string."""
     if not layer.tokens:
         return "its forward was not called in training mode"
-    density = next((d for d in _DENSITIES if kept.density <= d), None)
+    density = next((d for d in _DENSITIES if kept <= d), None)
     if density is None:
         return "too much of it is kept"
     if layer.weight.numel() * layer.tokens < _LEAST:
@@ -164,7 +166,6 @@ def _slower(layer: LinearMasked, kept: MaskedBlocks) -> str:
     if not runs_packed(layer.computed or layer.weight.dtype):
         return f"there is no kernel for {str(layer.computed or layer.weight.dtype).removeprefix('torch.')} here"
     tokens = min(1 << round(math.log2(layer.tokens)), _MOST_TOKENS)
-    n, _ = kept.matrix.block
     rows, cols = layer.weight.shape
     own, dtype = layer.weight.dtype, layer.computed or layer.weight.dtype
     key = f"training {rows}x{cols} {own} in {dtype} {n}x1 of {density} T={tokens}"

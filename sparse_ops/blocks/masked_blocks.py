@@ -31,6 +31,11 @@ class MaskedBlocks(NamedTuple):
         return len(self.matrix.columns) * n / max(self.matrix.rows * self.matrix.cols, 1)
 
 
+def height_of(block: tuple[int, int]) -> int:
+    """Rows of the highest vectors that units of a block can be cut into."""
+    return max(height for height in HEIGHTS if block[0] % height == 0)
+
+
 @torch.no_grad()
 def masked_blocks(mask: Tensor, block: tuple[int, int], dtype: torch.dtype) -> MaskedBlocks:
     """Find what a mask of units keeps.
@@ -40,7 +45,7 @@ def masked_blocks(mask: Tensor, block: tuple[int, int], dtype: torch.dtype) -> M
         block: rows and columns of a unit; it is cut into the highest vectors that there are.
         dtype: of the weight.
     """
-    n = max(height for height in HEIGHTS if block[0] % height == 0)
+    n = height_of(block)
     mask = mask.repeat_interleave(block[0] // n, 0).repeat_interleave(block[1], 1)
     matrix = _blocks(mask, n, dtype)
     if n > 1:

@@ -18,7 +18,7 @@ from trisparse.sparse_ops.blocks.spmm_t import spmm_t_reference
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
 
-@pytest.mark.parametrize("source", ["spmm_t_check.cpp", "sddmm_check.cpp"])
+@pytest.mark.parametrize("source", ["spmm_t_check.cpp", "sddmm_check.cpp", "gather_check.cpp"])
 def test_sanitized_gradients_over_odd_shapes(run_sanitized, source):
     run_sanitized(source)
 
