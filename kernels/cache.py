@@ -40,6 +40,12 @@ def instructions() -> str:
     return _cpuinfo("flags") or _cpuinfo("Features")
 
 
+def extensions() -> list[str]:
+    """Which of the instruction sets that kernels profit from the CPU has, for the record of a benchmark."""
+    has = instructions().split()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd") if name in has]
+
+
 def _cpuinfo(field: str) -> str:
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
         for line in file:

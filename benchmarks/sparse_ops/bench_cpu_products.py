@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.functional import linear
 from tqdm import tqdm
 
-from trisparse.kernels.cache import instructions, processor
+from trisparse.kernels.cache import extensions, processor
 from trisparse.kernels.cpu.build import SOURCES
 from trisparse.prune.files import atomic_write
 from trisparse.sparse_ops import Linear24, LinearBlocks, nm_mask
@@ -151,9 +151,8 @@ def main() -> None:
     most, rows = peak(), []
     for pattern, zeros, *_ in tqdm(CASES, desc="patterns", mininterval=1):
         rows += rows_of(pattern, zeros, getattr(torch, args.dtype), most)
-    flags = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd") if name in instructions().split()]
-    machine = {"cpu": processor(), "instructions": flags, "threads": torch.get_num_threads(), "peak_of_a_core": most}
-    machine |= {"torch": torch.__version__, "python": platform.python_version()}
+    machine: dict[str, Any] = {"cpu": processor(), "instructions": extensions(), "peak_of_a_core": most}
+    machine |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
     result = {"machine": machine, "means": means(rows), "rows": rows}
     atomic_write(args.out, json.dumps(result, indent=1) + "\n")
     print(table(result["means"]))

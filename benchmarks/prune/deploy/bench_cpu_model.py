@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
 from trisparse import compress, prune_once
-from trisparse.kernels.cache import instructions, processor
+from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.deploy.onnx_export import ONNX, write_onnx
 from trisparse.prune.files import atomic_write
 
@@ -106,8 +106,7 @@ def main() -> None:
             for name, call in calls.items():
                 torch.testing.assert_close(torch.as_tensor(call()), want, rtol=1e-3, atol=1e-3, msg=name)
             rows.append({"texts": texts, "summary": report.summary(), "goal": GOALS[texts], "models": measure(calls)})
-    flags = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd") if name in instructions().split()]
-    machine: dict[str, Any] = {"cpu": processor(), "instructions": flags, "threads": torch.get_num_threads()}
+    machine: dict[str, Any] = {"cpu": processor(), "instructions": extensions(), "threads": torch.get_num_threads()}
     machine |= {"python": platform.python_version()}
     for package in ("torch", "transformers", "onnxruntime", "openvino"):
         try:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
 from trisparse import Pruner, PruningConfig
-from trisparse.kernels.cache import instructions, processor
+from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
 from trisparse.sparse_ops import mask_linear, masked_blocks
 
@@ -205,8 +205,7 @@ def main() -> None:
     ]
     cases = [(name, *case) for name in MODELS for case in STEPS]
     steps = [step_row(*case) | {"goal": STEP_GOALS.get(case)} for case in tqdm(cases, desc="steps", mininterval=1)]
-    flags = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd") if name in instructions().split()]
-    machine = {"cpu": processor(), "instructions": flags, "threads": torch.get_num_threads()}
+    machine = {"cpu": processor(), "instructions": extensions(), "threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "python": platform.python_version()}
     result = {"machine": machine, "layers": means(rows), "shapes": rows, "steps": steps}
     atomic_write(args.out, json.dumps(result, indent=1) + "\n")
