@@ -23,7 +23,7 @@ class Library24(NamedTuple):
     Attributes:
         name: as its users know it.
         layouts: in which its metadata may be.
-        compress: dense 2:4 `[rows, cols]` to packed.
+        compress: dense 2:4 `[rows, cols]` to packed, flat.
         multiply: `x [tokens, cols]`, packed, bias `[rows]` or None, rows, to `[tokens, rows]`; tokens in eights.
     """
 
@@ -34,7 +34,7 @@ class Library24(NamedTuple):
 
 
 def _cslt_compress(dense: Tensor) -> Tensor:
-    return torch._cslt_compress(dense)
+    return torch._cslt_compress(dense).flatten()  # [rows, …] since torch 2.11
 
 
 def _cslt_multiply(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from trisparse.kernels.layouts_24 import packed_size
 from trisparse.sparse_ops import (
     Linear24,
     Linear24Train,
@@ -51,7 +52,9 @@ def test_the_layout_is_known(layout):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("shape", [(128, 128), (384, 1536), (3072, 768), (1024, 4096)])
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (192, 320), (832, 64), (128, 128), (384, 1536), (3072, 768), (1024, 4096)], ids=str
+)
 def test_packs_what_the_library_compresses(layout, shape, dtype):
     library = library_for(CUDA)
     if library is None:
@@ -59,6 +62,7 @@ def test_packs_what_the_library_compresses(layout, shape, dtype):
     weight = torch.randn(shape, device="cuda").to(dtype)
     matrix = pack_24(weight, layout, transposed=True)
     dense = unpack_24(matrix)
+    assert library.compress(dense).numel() == packed_size(*shape, layout, 2)[1]
     assert same(matrix.packed, library.compress(dense))
     assert same(matrix.packed_t, library.compress(dense.t().contiguous()))
 
@@ -151,8 +155,10 @@ def test_a_captured_training_step_replays(layout, tokens):
         assert torch.equal(trains[0](x), trains[1](x))
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["layout of its own", "library's packing"])
 @pytest.mark.parametrize("tokens", [8, 300])
-def test_inference_compiles_and_replays(layout, tokens):
+def test_inference_compiles_and_replays(layout, tokens, own):
+    layout = layout if own or library_for(CUDA) is None else "library"
     linear_ = nn.Linear(512, 1024, device="cuda", dtype=torch.bfloat16)
     layer = Linear24.from_linear(linear_, nm_mask(linear_.weight.detach(), 2, 4, magnitude=True), layout)
     x = torch.randn(tokens, 512, device="cuda", dtype=torch.bfloat16)
@@ -167,7 +173,9 @@ def test_inference_compiles_and_replays(layout, tokens):
     assert torch.equal(y, layer(x))
 
 
-def test_training_compiles_and_follows_a_fused_optimizer(layout):
+@pytest.mark.parametrize("own", [True, False], ids=["layout of its own", "library's packing"])
+def test_training_compiles_and_follows_a_fused_optimizer(layout, own):
+    layout = layout if own or library_for(CUDA) is None else "library"
     torch.manual_seed(0)
     layer = nn.Linear(256, 512, device="cuda")
     train = Linear24Train.from_linear(layer, layout=layout)
@@ -232,7 +240,9 @@ def test_more_weights_than_32_bits_count():
     assert torch.equal(unpack_24(matrix)[-1024:], last.where(nm_mask(last, 2, 4, magnitude=True), 0))
 
 
-def test_operators_on_cuda_pass_opcheck(layout):
+@pytest.mark.parametrize("own", [True, False], ids=["layout of its own", "library's packing"])
+def test_operators_on_cuda_pass_opcheck(layout, own):
+    layout = layout if own or library_for(CUDA) is None else "library"
     weight = torch.randn(128, 192, device="cuda").bfloat16()
     packed, packed_t, patterns, *_ = matrix = pack_24(weight, layout, transposed=True)
     x, bias = (torch.randn(*n, device="cuda").bfloat16().requires_grad_() for n in ((5, 192), (128,)))
