@@ -1,32 +1,41 @@
-"""Fixtures of the operator benchmarks: shapes, a gate, cold caches, and one JSON of all rows.
+"""Fixtures of the operator benchmarks: shapes, a gate, cold caches, and a JSON of all rows.
 
-On a GPU a row's times are CUDA events with the L2 cache flushed before each call; where a benchmark asks for it, a
-second row has the time of a call replayed from a CUDA graph, with the cache warm. On a CPU they are wall clock.
-`share` is the operator's bytes over its time, over the bandwidth of a copy measured in the same run; the bytes are
-what the operator must move, counted in each file.
+On a GPU a time is that of a CUDA graph's replay between two events, the L2 cache flushed before it, so that neither
+Python nor launches count; a row of what cannot be captured says so. On a CPU it is wall clock. An operator and its rivals
+take turns. `share_of_copy` is the operator's bytes over its time, over the bandwidth of a copy measured in the same run;
+the bytes are what the operator must move, counted in each file.
 """
 
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-import triton
-import triton.testing
+
+from trisparse.prune.timing import clock_for, replayed
+from trisparse.suite_rows import Rows
 
 COPY_BYTES = 1 << 30
 ENCODERS = {"bert-mini": (4, 256, 1024), "bert-base": (12, 768, 3072), "bert-large": (24, 1024, 4096)}
 LLAMA = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
-_rows = []
+ROUNDS, SECONDS = 30, 2.0  # at most, for an operator and its rivals; three rounds at least
 
 
 def pytest_addoption(parser):
-    parser.addoption("--rows", type=Path, help="write all rows as JSON to this file")
+    parser.addoption("--rows", type=Path, help="keep all rows as JSON in this file, and go on with what it lacks")
+    parser.addoption("--budget_seconds", type=float, help="begin no test after these")
+    parser.addoption("--dry_run", action="store_true", help="smallest shapes, one round: that everything runs")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Rows(config.getoption("--rows"), config.getoption("--budget_seconds")), "rows")
+
+
+@pytest.fixture
+def is_small(request, device):
+    """Whether only the smallest shapes are to be run: on a CPU, and where no time is meant."""
+    return device.type == "cpu" or request.config.getoption("--dry_run")
 
 
 def shapes_of(name):
@@ -37,10 +46,10 @@ def shapes_of(name):
 
 
 @pytest.fixture(params=[*ENCODERS, "llama-7b layer"])
-def model(request, device):
-    """Name and shapes of the pruned weights; a CPU gets the smallest only."""
-    if device.type == "cpu" and request.param != "bert-mini":
-        pytest.skip("too large for a CPU")
+def model(request, is_small):
+    """Name and shapes of the pruned weights."""
+    if is_small and request.param != "bert-mini":
+        pytest.skip("only the smallest")
     return request.param, shapes_of(request.param)
 
 
@@ -52,92 +61,61 @@ def device():
 @pytest.fixture(scope="session")
 def copy_bandwidth():
     """Bytes a second of a large copy, read and written."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = torch.empty(COPY_BYTES // 2, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    if device == "cuda":
-        return COPY_BYTES / (triton.testing.do_bench(lambda: target.copy_(source)) / 1e3)
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - begin)
-    return COPY_BYTES / statistics.median(times)
+    clock = clock_for(device)
+    times = [clock(lambda: target.copy_(source)) for _ in range(8)]
+    return COPY_BYTES / (statistics.median(times[1:]) / 1e3)
 
 
 @pytest.fixture
-def rows():
+def rows(request):
     """Adds a row to the JSON."""
-    return _rows.append
+    return request.config.pluginmanager.get_plugin("rows").add
+
+
+def in_turns(calls, clock, rounds):
+    """Milliseconds of each call."""
+    times = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for index in range(rounds):
+        for name, call in calls.items():
+            times[name].append(clock(call))
+        if index >= 2 and time.perf_counter() - begin > SECONDS:
+            break
+    return times
 
 
 @pytest.fixture
-def compare(benchmark, device, copy_bandwidth):
-    """compare(op, model, ours, rivals, nbytes, check, replay=False): gate, then time ours and each rival."""
+def compare(request, rows, device, copy_bandwidth):
+    """compare(op, model, ours, rivals, nbytes, check): gate, then time ours and each rival."""
+    rounds = 2 if request.config.getoption("--dry_run") else ROUNDS
 
-    def milliseconds(call):
-        if device.type == "cuda":
-            return triton.testing.do_bench(call, warmup=50, rep=200, quantiles=(0.5, 0.2, 0.8))
-        times = []
-        for _ in range(12):
-            begin = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - begin) * 1e3)
-        low, *_, high = statistics.quantiles(times, n=5)
-        return statistics.median(times), low, high
-
-    def replayed(call):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            low, median, high = triton.testing.do_bench_cudagraph(call, quantiles=(0.2, 0.5, 0.8))
-        return median, low, high
-
-    def run(op, model, ours, rivals, nbytes, check, replay=False):
+    def run(op, model, ours, rivals, nbytes, check):
         check()
+        calls, notes = {}, {}
         for name, call in {"trisparse": ours, **rivals}.items():
-            median, p20, p80 = milliseconds(call)
-            row = {"op": op, "model": model, "what": name, "median_ms": median, "p20_ms": p20, "p80_ms": p80}
+            try:
+                call()
+                calls[name], is_replayed = replayed(call, device)
+                notes[name] = {} if is_replayed or device.type == "cpu" else {"replayed": False}
+            except Exception as error:
+                if name == "trisparse" or "CUDA error" in str(error):
+                    raise
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                rows({"op": op, "model": model, "what": name, "error": reason})
+                print(f"{op:18} {model:28} {name:30} {reason}", flush=True)
+        for name, times in in_turns(calls, clock_for(device), rounds).items():
+            low, *_, high = statistics.quantiles(times, n=5)
+            median = statistics.median(times)
+            row = {"op": op, "model": model, "what": name, "median_ms": median, "p20_ms": low, "p80_ms": high}
             if name == "trisparse":
                 rate = nbytes / (median / 1e3)
                 row |= {"bytes": nbytes, "gb_per_s": rate / 1e9, "share_of_copy": rate / copy_bandwidth}
-                benchmark.extra_info |= row
-            _rows.append(row)
+            rows(row | notes[name])
             share = f"{row['share_of_copy']:6.0%} of copy" if "share_of_copy" in row else ""
-            print(f"{op:14} {model:24} {name:28} {median:9.4f} ms {share}", flush=True)
-            if replay and device.type == "cuda":
-                try:
-                    median, p20, p80 = replayed(call)
-                except RuntimeError as error:
-                    print(f"{op:14} {model:24} {name + ', replayed':28} cannot: {str(error).splitlines()[0]}")
-                    continue
-                row = {"op": op, "model": model, "what": f"{name}, replayed"}
-                _rows.append(row | {"median_ms": median, "p20_ms": p20, "p80_ms": p80})
-                print(f"{op:14} {model:24} {name + ', replayed':28} {median:9.4f} ms", flush=True)
-
-        def waited():
-            ours()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        benchmark.pedantic(waited, rounds=10, warmup_rounds=2)
+            share += ", not replayed" if notes[name] else ""
+            print(f"{op:18} {model:28} {name:30} {median:9.4f} ms {share}", flush=True)
 
     return run
-
-
-def machine():
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return {
-        "gpu": gpu, "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__,
-        "commit": commit.stdout.strip() or None,
-    }  # fmt: skip
-
-
-def pytest_sessionfinish(session):
-    path = session.config.getoption("--rows")
-    if path and _rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".part")
-        half.write_text(json.dumps({"machine": machine(), "rows": _rows}, indent=1) + "\n")
-        half.replace(path)

@@ -30,8 +30,8 @@ def time_pair(dense: nn.Module, packed: nn.Module, x: Tensor) -> Times:
     """Median milliseconds of both layers, run in turns; on a GPU replayed from CUDA graphs with a cold L2 cache."""
     want, got = dense(x), packed(x)
     equal = _are_equal(want, got)
-    clock = _gpu_clock(x.device) if x.is_cuda else _cpu_clock
-    dense_ms, packed_ms = in_turns(_call(dense, x), _call(packed, x), clock)
+    calls = replayed(lambda: dense(x), x.device)[0], replayed(lambda: packed(x), x.device)[0]
+    dense_ms, packed_ms = in_turns(*calls, clock_for(x.device))
     return {"dense_ms": dense_ms, "packed_ms": packed_ms, "equal": equal}
 
 
@@ -63,7 +63,10 @@ def _are_equal(want: Tensor, got: Tensor) -> bool:
     return torch.equal(want.isfinite(), got.isfinite()) and bool(off.sum() == 0 or off.max() <= _ERROR * size.max())
 
 
-def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+def clock_for(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    """Runs a call and returns its milliseconds; on a GPU those of the device, with a cold L2 cache."""
+    if device.type != "cuda":
+        return _cpu_clock
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def clock(call: Callable[[], object]) -> float:
@@ -78,16 +81,17 @@ def _gpu_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
     return clock
 
 
-def _call(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """Runs the layer, which was run before; on a GPU from a graph, if it can be captured."""
-    if x.is_cuda:
-        graph = torch.cuda.CUDAGraph()
-        with contextlib.suppress(RuntimeError):
-            with torch.cuda.graph(graph):
-                layer(x)
-            return graph.replay
-        torch.cuda.synchronize(x.device)
-    return lambda: layer(x)
+def replayed(call: Callable[[], object], device: torch.device) -> tuple[Callable[[], object], bool]:
+    """A call that was made before as the replay of a CUDA graph, and whether it is: some cannot be captured."""
+    if device.type != "cuda":
+        return call, False
+    graph = torch.cuda.CUDAGraph()
+    with contextlib.suppress(RuntimeError):
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay, True
+    torch.cuda.synchronize(device)
+    return call, False
 
 
 class TimingCache:

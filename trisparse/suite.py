@@ -1,27 +1,22 @@
-"""`trisparse-bench`: the tests that need a GPU, then every benchmark, then one JSON; from a checkout.
+"""`trisparse-bench`: the tests that need a GPU, then every benchmark, each in a process of its own; from a checkout.
 
-With --model a pruned or compressed model instead, dense against compressed, anywhere.
+A run that was stopped goes on where it was. With --model a pruned or compressed model instead, dense against
+compressed, anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-_RESULT = "ops_{}.json"
+from trisparse.prune.text_table import aligned
+from trisparse.suite_steps import STEPS
+
 _TOKENS = [1, 16, 128, 1024, 4096]
-_CPU = {  # what the CPU's suite runs after the benchmarks that are tests: its result, and flags besides
-    "benchmarks/sparse_ops/bench_cpu_products.py": ["cpu_products.json"],
-    "benchmarks/prune/deploy/bench_cpu_model.py": ["cpu_model.json"],
-    "benchmarks/prune/pruner/bench_sparse_training.py": ["sparse_training_cpu.json"],
-    "benchmarks/sparse_ops/blocks/crossover.py": ["crossover_cpu.json", "--device", "cpu"],
-}
 
 
 def _benchmark_model(args: argparse.Namespace) -> int:
@@ -37,14 +32,28 @@ def _benchmark_model(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str], root: Path | None = None) -> int:
-    """Run a suite; the exit status is not zero when a test or a benchmark's correctness gate fails."""
-    parser = argparse.ArgumentParser(prog="trisparse-bench", description=__doc__)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trisparse-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--suite", choices=["cpu", "gpu"], help="gpu needs a CUDA or ROCm device")
+    what.add_argument("--suite", choices=list(STEPS), help="gpu needs a CUDA or ROCm device")
     what.add_argument("--model", type=Path, help="folder of a transformers model")
     parser.add_argument("--tokens", type=int, nargs="+", default=_TOKENS, help="in a batch, for --model")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="steps of the suite, run anew")
+    parser.add_argument("--budget_seconds", type=float, help="stop in time; the next run goes on from there")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="that every step runs, on any machine: smallest shapes, no time is meant"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the results; a folder in it for each device"
+    )
+    return parser
+
+
+def main(argv: Sequence[str], root: Path | None = None) -> int:
+    """Run a suite; the exit status is 1 when a step failed, 3 when one is left."""
+    parser = _parser()
     args = parser.parse_args(argv)
     if args.model:
         return _benchmark_model(args)
@@ -52,24 +61,40 @@ def main(argv: Sequence[str], root: Path | None = None) -> int:
     lacking = [name for name in ("pyproject.toml", "tests", "benchmarks") if not (root / name).exists()]
     if lacking:
         parser.error(f"no {', '.join(lacking)} in {root}; run it in a checkout of trisparse")
-    if args.suite == "gpu" and not torch.cuda.is_available():
+    is_gpu = torch.cuda.is_available() and args.suite == "gpu"
+    if args.suite == "gpu" and not is_gpu and not args.dry_run:
         parser.error("--suite gpu: torch finds no GPU; use --suite cpu")
-    device = torch.cuda.get_device_name().replace(" ", "-") if args.suite == "gpu" else "cpu"
+    steps = STEPS[args.suite]
+    unknown = set(args.only or ()) - {step.name for step in steps}
+    if unknown:
+        names = ", ".join(step.name for step in steps)
+        parser.error(f"--only: want names of {names}, got {', '.join(sorted(unknown))}")
+    if args.budget_seconds is not None and args.budget_seconds <= 0:
+        parser.error(f"--budget_seconds: want more than 0, got {args.budget_seconds:g}")
+    folder = args.out / (torch.cuda.get_device_name().replace(" ", "-") if is_gpu else "cpu")
+    folder = folder / "dry-run" if args.dry_run else folder
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out: {error}")
-    result = (args.out / _RESULT.format(device)).resolve()
-    steps = [["benchmarks", "--capture=no", "--benchmark-disable-gc", "--rows", str(result)]]
-    if args.suite == "gpu":
-        steps.insert(0, ["tests/kernels", "--ignore=tests/kernels/gpu/test_aot.py"])
-    pytest = str(Path(sysconfig.get_path("scripts")) / "pytest")
-    failed = [step[0] for step in steps if subprocess.run([pytest, *step], cwd=root).returncode]
-    for script, (name, *flags) in _CPU.items() if args.suite == "cpu" else ():
-        command = [sys.executable, script, "--out", str((args.out / name).resolve()), *flags]
-        failed += [script] if subprocess.run(command, cwd=root).returncode else []
-    if failed:
-        print(f"trisparse-bench: failed in {' and '.join(failed)}")  # noqa: T201
-        return 1
-    print(f"trisparse-bench: wrote {result}")  # noqa: T201
-    return 0
+    return _run(args, root, folder, "cuda" if is_gpu else "cpu")
+
+
+def _run(args: argparse.Namespace, root: Path, folder: Path, device: str) -> int:
+    from trisparse.promises import table
+    from trisparse.suite_run import Suite
+
+    steps = [step for step in STEPS[args.suite] if not args.only or step.name in args.only]
+    suite = Suite(steps, root, folder, args.budget_seconds, args.dry_run, device)
+    suite.run()
+    states = suite.states.items()
+    rows = [
+        [name, state["status"], f"{state.get('seconds', 0):.0f} s", state.get("reason", "")] for name, state in states
+    ]
+    lines = ["", *aligned([["step", "", "", ""], *rows])]
+    if args.suite == "gpu" and not args.dry_run:
+        lines += ["", *aligned(table(folder))]
+    print("\n".join(lines))  # noqa: T201
+    print(f"trisparse-bench: wrote {folder}")  # noqa: T201
+    statuses = {state["status"] for _, state in states}
+    return 1 if "failed" in statuses else 3 if "left" in statuses else 0

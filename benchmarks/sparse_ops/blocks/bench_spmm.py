@@ -20,6 +20,12 @@ def cases(tokens):
     return [(name, count, *block) for name in names for count in tokens for block in BLOCKS]
 
 
+@pytest.fixture(autouse=True)
+def small_alone(name, is_small):
+    if is_small and name != "bert-mini":
+        pytest.skip("only the smallest")
+
+
 def pruned(shape, block, sparsity, dtype, device):
     (rows, cols), (n, m) = shape, block
     kept = torch.rand(rows // n, cols // m, device=device) >= sparsity
@@ -60,7 +66,7 @@ def test_product(compare, device, name, tokens, block, sparsity):
 
     nbytes = matrix.nbytes + (x.numel() + tokens * len(weight)) * dtype.itemsize
     name = f"{name} {block[0]}x{block[1]} {sparsity} T={tokens}"
-    compare(product.__name__, name, ours, rivals_of(weight, x, block), nbytes, check, replay=True)
+    compare(product.__name__, name, ours, rivals_of(weight, x, block), nbytes, check)
 
 
 @pytest.mark.parametrize(("name", "tokens", "block", "sparsity"), cases([4096]) if HERE == "cuda" else cases([16]))

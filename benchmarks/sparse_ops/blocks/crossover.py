@@ -14,6 +14,7 @@ Beside the JSON goes a picture: for each shape and pattern the gain over tokens 
 import argparse
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -21,8 +22,10 @@ import torch
 from torch import nn
 
 from trisparse.prune.deploy.formats import Format, pack_layer
+from trisparse.prune.files import atomic_write
 from trisparse.prune.timing import machine, time_pair
 from trisparse.sparse_ops import nm_mask
+from trisparse.suite_rows import read
 
 SHAPES = {"cuda": [(4096, 4096), (3072, 768), (11008, 4096)], "cpu": [(768, 768), (3072, 768)]}
 PATTERNS = {
@@ -82,36 +85,53 @@ def plot(rows, path):
     figure.savefig(path, dpi=110)
 
 
+def measure(shape, form, sparsity, device, is_small):
+    """Rows of one case, a token count each."""
+    layer = pruned(shape, form, sparsity, device)
+    packed = pack_layer(layer, form).eval()
+    for tokens in TOKENS[:1] if is_small else TOKENS:
+        x = torch.randn(tokens, shape[1], device=device, dtype=layer.weight.dtype)
+        times = time_pair(layer, packed, x)
+        row = {"shape": "x".join(map(str, shape)), "format": str(form), "sparsity": sparsity, "tokens": tokens}
+        yield row | times | {"gain": times["dense_ms"] / times["packed_ms"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="goes on with what it lacks, if it says that it does")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--budget_seconds", type=float, default=500, help="what is not reached by then is left out")
+    parser.add_argument("--budget_seconds", type=float, default=500, help="what is not reached by then is left")
+    parser.add_argument("--dry_run", action="store_true", help="one small shape, one sparsity, one token count")
     args = parser.parse_args()
-    device, begin, rows = torch.device(args.device), time.monotonic(), []
+    device, begin = torch.device(args.device), time.monotonic()
     torch.manual_seed(0)
-    left_out = 0
-    for shape, form, sparsity in cases(device.type):
-        if time.monotonic() - begin > args.budget_seconds:
-            left_out += 1
-            continue
-        layer = pruned(shape, form, sparsity, device)
-        packed = pack_layer(layer, form).eval()
-        for tokens in TOKENS:
-            x = torch.randn(tokens, shape[1], device=device, dtype=layer.weight.dtype)
-            times = time_pair(layer, packed, x)
-            assert times["equal"], (shape, form, sparsity, tokens)
-            row = {"shape": "x".join(map(str, shape)), "format": str(form), "sparsity": sparsity, "tokens": tokens}
-            rows.append(row | times | {"gain": times["dense_ms"] / times["packed_ms"]})
-        gains = "  ".join(f"T={row['tokens']} {row['gain']:.2f}x" for row in rows[-len(TOKENS) :])
-        print(f"{shape[0]}x{shape[1]} {form} {sparsity}: {gains}", flush=True)
+    todo = cases(device.type)
+    if args.dry_run:
+        todo = [
+            ((256, 128), form, sparsity) for shape, form, sparsity in todo if shape == todo[0][0] and sparsity == 0.5
+        ]
+    before = read(args.out)
+    rows, done = (before["rows"], before["done"]) if before.get("left") else ([], [])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    half = args.out.with_suffix(".part")
-    result = {"machine": machine(device), "left_out": left_out, "rows": rows}
-    half.write_text(json.dumps(result, indent=1) + "\n")
-    half.replace(args.out)
-    plot(rows, args.out.with_suffix(".png"))
-    print(f"wrote {args.out}; {left_out} cases left out for time")
+    for shape, form, sparsity in todo:
+        name = f"{shape[0]}x{shape[1]} {form} {sparsity}"
+        if name in done:
+            continue
+        if time.monotonic() - begin > args.budget_seconds:
+            break
+        try:
+            found = list(measure(shape, form, sparsity, device, args.dry_run))
+            said = "  ".join(f"T={row['tokens']} {row['gain']:.2f}x{'' if row['equal'] else ' WRONG'}" for row in found)
+        except RuntimeError as error:
+            found = [{"test": name, "error": str(error).splitlines()[0]}]
+            said = found[0]["error"]
+        rows, done = rows + found, [*done, name]
+        result = {"machine": machine(device), "left": len(todo) - len(done), "done": done, "rows": rows}
+        atomic_write(args.out, json.dumps(result, indent=1) + "\n")
+        print(f"{name}: {said}", flush=True)
+    plot([row for row in rows if "gain" in row], args.out.with_suffix(".png"))
+    print(f"wrote {args.out}; {len(todo) - len(done)} cases left")
+    sys.exit(any("error" in row or not row["equal"] for row in rows))
 
 
 if __name__ == "__main__":

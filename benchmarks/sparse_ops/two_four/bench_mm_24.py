@@ -1,4 +1,4 @@
-"""mm_24 against cuBLAS and torch's own 2:4 tensors, 1 to 16384 tokens, called and replayed from a CUDA graph.
+"""mm_24 against cuBLAS and torch's own 2:4 tensors, 1 to 16384 tokens.
 
 Bytes are those of packed W, x and y. The rows say which is faster; with few tokens bytes decide, with many
 multiplications do.
@@ -30,6 +30,12 @@ def cases(tokens):
     return [(name, shape, count) for name in names for shape in SHAPES[name] for count in tokens]
 
 
+@pytest.fixture(autouse=True)
+def small_alone(name, tokens, is_small):
+    if is_small and (name != "bert-mini" or tokens > 4096):
+        pytest.skip("only the smallest")
+
+
 @pytest.mark.parametrize(("name", "shape", "tokens"), cases(TOKENS))
 def test_mm_24(compare, device, name, shape, tokens):
     rows, cols = shape
@@ -50,7 +56,7 @@ def test_mm_24(compare, device, name, shape, tokens):
         torchs = torch.sparse.to_sparse_semi_structured(dense)
         rivals["torch semi-structured"] = lambda: linear(x, torchs)
     nbytes = matrix.packed.numel() * 2 + x.numel() * 2 + tokens * rows * 2
-    compare("mm_24", f"{name} {rows}x{cols} T={tokens}", ours, rivals, nbytes, check, replay=True)
+    compare("mm_24", f"{name} {rows}x{cols} T={tokens}", ours, rivals, nbytes, check)
 
 
 @pytest.mark.parametrize(("name", "shape", "tokens"), cases([4096]))
@@ -76,4 +82,4 @@ def test_training_step(compare, device, name, shape, tokens):
             torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * float(b.detach().abs().max()))
 
     nbytes = rows * cols * 2 * 4 + tokens * (rows + cols) * 2 * 3
-    compare("training step", f"{name} {rows}x{cols} T={tokens}", ours, {"dense": theirs}, nbytes, check, replay=True)
+    compare("training step", f"{name} {rows}x{cols} T={tokens}", ours, {"dense": theirs}, nbytes, check)

@@ -1,9 +1,7 @@
 """The whole 2:4 path over what torch's libraries return and check: probe, pack, product, gradients, checkpoints."""
 
 import importlib
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,26 +13,29 @@ from trisparse.sparse_ops.two_four import libraries_24
 from trisparse.sparse_ops.two_four.layout_24 import find_layout
 from trisparse.sparse_ops.two_four.libraries_24 import CUSPARSELT, CUTLASS
 
-_spec = importlib.util.spec_from_file_location("torchs_24", Path(__file__).with_name("torchs_24.py"))
-torchs_24 = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(torchs_24)
-
 CPU = torch.device("cpu")
 KINDS = {
     f"{layout}, {dims}-D": (layout, dims) for layout in ("cslt_sm90", "cslt_sm80", "library") for dims in (2, 1)
 } | {"cutlass_sm80": ("cutlass_sm80", 2)}
 
 
-def put_in(layout, dims, monkeypatch):
+@pytest.fixture
+def put_in(cusparselt, cutlass):
     """torch's operators for a layout; the library that calls them."""
-    torchs = torchs_24.Cutlass() if layout == "cutlass_sm80" else torchs_24.CusparseLt(layout, dims)
-    torchs.patch(monkeypatch)
-    return CUTLASS if layout == "cutlass_sm80" else CUSPARSELT
+
+    def put(layout, dims):
+        if layout == "cutlass_sm80":
+            cutlass()
+            return CUTLASS
+        cusparselt(layout, dims)
+        return CUSPARSELT
+
+    return put
 
 
 @pytest.mark.parametrize(("layout", "dims"), KINDS.values(), ids=KINDS)
-def test_the_layout_is_found(monkeypatch, recwarn, layout, dims):
-    assert find_layout(put_in(layout, dims, monkeypatch), CPU) == layout
+def test_the_layout_is_found(put_in, recwarn, layout, dims):
+    assert find_layout(put_in(layout, dims), CPU) == layout
     said = [str(warning.message) for warning in recwarn]
     assert len(said) == (layout == "library")
     want = r"order that is not known here \(not cslt_sm90, \d+ of 73728 bytes differ; not cslt_sm80, "
@@ -42,10 +43,10 @@ def test_the_layout_is_found(monkeypatch, recwarn, layout, dims):
 
 
 @pytest.fixture(params=KINDS)
-def layout(request, kernels_on_cpu, monkeypatch):
+def layout(request, kernels_on_cpu, put_in, monkeypatch):
     """A layout with a library that reads it, in all modules that ask for one."""
     layout, dims = KINDS[request.param]
-    library = put_in(layout, dims, monkeypatch)
+    library = put_in(layout, dims)
     for name in ("libraries_24", "mm_24", "unpack_24"):
         module = importlib.import_module(f"trisparse.sparse_ops.two_four.{name}")
         monkeypatch.setattr(module, "library_for", lambda device: library)
@@ -130,16 +131,14 @@ def test_shapes_that_compilers_see(layout, rows, cols):
 
 
 @pytest.mark.parametrize("dims", [1, 2])
-def test_a_library_that_stores_more_of_odd_sides(monkeypatch, dims):
+def test_a_library_that_stores_more_of_odd_sides(cusparselt, dims):
     """It would read past what we pack: its own packing then, in multiples of 128."""
-    torchs_24.CusparseLt("cslt_sm90", dims, surplus=128).patch(monkeypatch)
+    cusparselt("cslt_sm90", dims, surplus=128)
     with pytest.warns(UserWarning, match="not cslt_sm90, a packed 64 x 64 has 4736 bytes, want 4608; not cslt_sm80"):
         assert find_layout(CUSPARSELT, CPU) == "library"
 
 
-def test_a_library_that_stores_more_of_every_matrix(monkeypatch):
-    torchs = torchs_24.CusparseLt("cslt_sm90")
-    torchs._size = lambda rows, cols: rows * cols * 9 // 16 + 64
-    torchs.patch(monkeypatch)
+def test_a_library_that_stores_more_of_every_matrix(cusparselt):
+    cusparselt("cslt_sm90")._size = lambda rows, cols: rows * cols * 9 // 16 + 64
     with pytest.warns(UserWarning, match="a packed 256 x 256 has 74240 bytes, want 73728; 2:4 goes without it, slower"):
         assert find_layout(CUSPARSELT, CPU) == "bitmask"

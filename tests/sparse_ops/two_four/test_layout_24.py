@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from trisparse.kernels.layouts_24 import packed_size
 from trisparse.sparse_ops import pack_24, unpack_24
 from trisparse.sparse_ops.two_four import libraries_24
 from trisparse.sparse_ops.two_four.layout_24 import find_layout, layout_24

@@ -1,9 +1,10 @@
-"""torch's 2:4 operators on the CPU, with the shapes, checks and defaults that they have on a GPU.
+"""Fixtures of the GPU kernels' tests: torch's 2:4 operators on the CPU, with their shapes, checks and defaults on a GPU.
 
 After cuSPARSELtOps.cpp, SparseSemiStructuredOps.cu and _meta_registrations.py of torch 2.10 (a packed matrix is flat) and
 2.11 to 2.13 (it has a row for each row). What is packed is read in the order that it was written in, never past its end.
 """
 
+import pytest
 import torch
 
 from trisparse.kernels.layouts_24 import packed_size
@@ -50,8 +51,8 @@ class CusparseLt:
         return full
 
     def sparse_mm(
-        self, compressed_A, dense_B, bias=None, alpha=None, out_dtype=None, transpose_result=False, alg_id=0, split_k=1,
-        split_k_mode=-1,
+        self, compressed_A, dense_B, bias=None, alpha=None, out_dtype=None, transpose_result=False, alg_id=0,  # noqa: N803
+        split_k=1, split_k_mode=-1,
     ):  # fmt: skip
         assert (alpha, out_dtype, alg_id, split_k, split_k_mode) == (None, None, 0, 1, -1)
         assert compressed_A.dtype == dense_B.dtype
@@ -101,3 +102,21 @@ class Cutlass:
     def patch(self, monkeypatch):
         monkeypatch.setattr(torch, "_sparse_semi_structured_mm", self.mm)
         monkeypatch.setattr(torch, "_sparse_semi_structured_addmm", self.addmm)
+
+
+@pytest.fixture
+def cusparselt(monkeypatch):
+    """Puts cuSPARSELt's operators in: `cusparselt(layout, dims, surplus)`."""
+
+    def put(*args, **settings):
+        library = CusparseLt(*args, **settings)
+        library.patch(monkeypatch)
+        return library
+
+    return put
+
+
+@pytest.fixture
+def cutlass(monkeypatch):
+    """Puts CUTLASS's operators in."""
+    return lambda: Cutlass().patch(monkeypatch)
