@@ -1,9 +1,9 @@
 """Fixtures of the operator benchmarks: shapes, a gate, cold caches, and a JSON of all rows.
 
 On a GPU a time is that of a CUDA graph's replay between two events, the L2 cache flushed before it, so that neither
-Python nor launches count; a row of what cannot be captured says so. On a CPU it is wall clock. An operator and its rivals
-take turns. `share_of_copy` is the operator's bytes over its time, over the bandwidth of a copy measured in the same run;
-the bytes are what the operator must move, counted in each file.
+Python nor launches count; a row of what cannot be captured says so. On a CPU it is wall clock. An operator and its
+rivals take turns. `share_of_copy` is the operator's bytes over its time, over the bandwidth of a copy measured in the
+same run; the bytes are what the operator must move, counted in each file.
 """
 
 import statistics

@@ -39,8 +39,8 @@ class Rows:
     """A plugin of pytest that keeps the JSON of one file of benchmarks.
 
     Args:
-        path: of the JSON, None to keep nothing: `machine`, `rows`, the names of tests that are `done` and of the one that
-            is `running`, and how many are `left`. If any are, those alone are run, and what it holds stays.
+        path: of the JSON, None to keep nothing: `machine`, `rows`, the names of tests that are `done` and of the one
+            that is `running`, and how many are `left`. If any are, those alone are run, and what it holds stays.
         seconds: after which no test is begun; the others stay left.
 
     A test that fails, a file that cannot be imported and a test in which the process ended have a row with `error`.

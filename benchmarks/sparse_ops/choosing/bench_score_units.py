@@ -33,7 +33,7 @@ def test_score_units(compare, model, device, n):
             torch.testing.assert_close(got, expected)
 
     rivals = {"eager": eager}
-    if device.type == "cuda":
+    if device.type == "cuda" and len(shapes) <= 24:  # more take minutes to compile
         rivals["torch.compile"] = torch.compile(eager)
     count = sum(weight.numel() for weight in weights)
     nbytes = count * 3 * dtype.itemsize + count // n * 8
