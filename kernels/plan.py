@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from trisparse.kernels.tables import ALIGN, STRIDED, Geometry, chunk_flat, chunk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.bool)
 SELECTION_CHUNK = 4096  # units a program of `select_units` takes
+GROUPS_CHUNK = 2048  # weights, in groups that are padded to a power of two, a program over N:M groups takes
 _FIELDS = 3
 
 
@@ -88,6 +90,19 @@ def plan_selection(
     ]
 
 
+def plan_groups(
+    operands: Sequence[Sequence[Tensor]], lengths: Sequence[int], m: int, before: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Plan over N:M groups of m, so many in each layer: addresses of all operands, lengths, work items."""
+    device = operands[0][0].device
+    addresses = np.array([[t.data_ptr() for t in operand] for operand in operands], dtype=np.int64).T
+    pointers = upload(np.ascontiguousarray(addresses), torch.int64, device)
+    if before is not None:
+        return [pointers, *before[1:]]
+    chunk = GROUPS_CHUNK >> (m - 1).bit_length()
+    return [pointers, upload(lengths, torch.int64, device), upload(chunk_flat(lengths, chunk), torch.int32, device)]
+
+
 def launches(plan: Sequence[Tensor]) -> list[Launch]:
     """Decode a plan."""
     header, tables = plan[0].tolist(), plan[2:]
@@ -101,19 +116,16 @@ def _move(
     plan: Sequence[Tensor], weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]
 ) -> list[Tensor] | None:
     """The plan with new addresses, or None if one of them is not aligned, as its launch wants it."""
-    launch_of, found = plan[1].tolist(), launches(plan)
-    members: list[list[int]] = [[] for _ in found]
-    for layer, launch in enumerate(launch_of):
-        if launch < 0:
-            continue
-        beside = [operand[layer] for operand in others]
-        if found[launch].layout != STRIDED and not all(_aligned(t) for t in (weights[layer], *beside)):
-            return None
-        members[launch].append(layer)
+    launch_of = plan[1].numpy()
+    every = [[0 if t is None else t.data_ptr() for t in operand] for operand in (weights, *others)]
+    addresses = np.array(every, dtype=np.int64).T  # [layers, operands]
     moved = list(plan)
-    for i, layers in enumerate(members):
-        addresses = [_addresses(weights, others, layer) for layer in layers]
-        moved[2 + i * _FIELDS + 2] = upload(addresses, torch.int64, found[i].pointers.device)
+    for i, layout in enumerate(plan[0][:, 0].tolist() if len(plan[0]) else []):
+        mine = np.ascontiguousarray(addresses[launch_of == i])
+        if layout != STRIDED and (mine % ALIGN).any():
+            return None
+        place = 2 + i * _FIELDS + 2
+        moved[place] = upload(mine, torch.int64, plan[place].device)
     return moved
 
 

@@ -108,5 +108,5 @@ def chunk_flat(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
 
 def upload(rows: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A table on the device, without waiting for the copy."""
-    table = torch.tensor(rows, dtype=dtype)
+    table = torch.as_tensor(rows, dtype=dtype)
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)

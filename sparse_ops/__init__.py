@@ -14,12 +14,14 @@ from trisparse.sparse_ops.blocks.masked_blocks import MaskedBlocks, masked_block
 from trisparse.sparse_ops.blocks.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
 from trisparse.sparse_ops.choosing.apply_masks import apply_masks
+from trisparse.sparse_ops.choosing.cost_groups import cost_groups
 from trisparse.sparse_ops.choosing.masked_adamw import adamw_rates, masked_adamw
 from trisparse.sparse_ops.choosing.nm_mask import nm_mask
 from trisparse.sparse_ops.choosing.nm_mask_2d import nm_mask_2d
 from trisparse.sparse_ops.choosing.plan import Plan
 from trisparse.sparse_ops.choosing.score_units import score_units
 from trisparse.sparse_ops.choosing.select_units import select_units
+from trisparse.sparse_ops.choosing.thin_groups import thin_groups
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 from trisparse.sparse_ops.two_four.linear_24 import Linear24
 from trisparse.sparse_ops.two_four.linear_24_train import Linear24Train, refresh_every
@@ -32,7 +34,8 @@ from trisparse.sparse_ops.two_four.unpack_24 import unpack_24
 
 __all__ = [
     "Linear24", "Linear24Train", "LinearBlocks", "LinearMasked", "MaskedBlocks", "Packed24", "PackedBlocks", "Plan",
-    "adamw_rates", "apply_masks", "block_spmm", "check_blocks", "layout_24", "mask_24", "mask_linear", "masked_adamw",
-    "masked_blocks", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "pack_blocks", "refresh_every", "repack_24",
-    "score_units", "select_units", "unmask_linear", "unpack_24", "unpack_blocks", "vector_spmm",
+    "adamw_rates", "apply_masks", "block_spmm", "check_blocks", "cost_groups", "layout_24", "mask_24", "mask_linear",
+    "masked_adamw", "masked_blocks", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "pack_blocks", "refresh_every",
+    "repack_24", "score_units", "select_units", "thin_groups", "unmask_linear", "unpack_24", "unpack_blocks",
+    "vector_spmm",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from trisparse.prune.pruner.places import Places
 from trisparse.prune.pruner.shards import is_sharded, local
 
 _INSIDE = ("base_optimizer", "_base_optimizer", "base")  # of wrappers whose own step has no hooks, or needs a closure
+_FULLY = 16  # calls, of which one looks at all layers where the last such look left nothing to decide
 _ALIKE = 0.75  # squared cosine to the weights: a copy or an average points where they do, a momentum anywhere
 
 
@@ -42,10 +43,16 @@ class Copies:
         self._chain = chain
         self._copies: set[tuple[int, str]] = set()  # place in the chain, and name there
         self._others: list[set[str]] = [set() for _ in chain]  # names of what is no copy
+        self._settled: tuple | None = None  # what the optimizers kept of one layer when nothing was left to decide
+        self._calls = 0
 
     @torch.no_grad()
     def find(self, groups: Sequence[PrunedGroup]) -> None:
         """Tell each group its copies; to be called before masks are written, which hides what is alike."""
+        self._calls += 1
+        now = self._kept_of(groups[0].layers[0].weight) if groups and groups[0].layers else None
+        if now is not None and now == self._settled and self._calls % _FULLY:
+            return
         layers: dict[nn.Parameter, list[tuple[PrunedGroup, int]]] = {}
         for group in groups:
             for i, layer in enumerate(group.layers):
@@ -64,6 +71,19 @@ class Copies:
             if key in self._copies:
                 for group, i, tensor in copies:
                     group.copies.append((i, tensor))
+        is_open = any(name not in self._others[level] for level, name in found)
+        self._settled = None if is_open else now
+
+    def _kept_of(self, weight: nn.Parameter) -> tuple:
+        """Names of what the optimizers keep of a weight, and of their groups' lists."""
+        found: list[Any] = []
+        for optimizer in self._chain:
+            state = getattr(optimizer, "state", None)
+            entries = state.get(weight) if isinstance(state, Mapping) else None
+            found.append(tuple(entries) if isinstance(entries, Mapping) else None)
+            found += [[name for name, values in group.items() if isinstance(values, list)]
+                      for group in getattr(optimizer, "param_groups", ())]  # fmt: skip
+        return tuple(found)
 
     def _kept(self, weights: Collection[nn.Parameter]) -> Iterator[tuple[tuple[int, str], nn.Parameter, Any]]:
         """What there is for each weight, in a state or in lists beside `params`, and where in the chain."""

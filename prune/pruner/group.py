@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trisparse.kernels.tables import upload
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.lasso import shrink_units
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
-from trisparse.prune.pruner.nm_groups import best_of_groups, group_costs
+from trisparse.prune.pruner.nm_groups import apart, best_and_costs
 from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
 from trisparse.prune.pruner.shards import Exchange, local
-from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units
-from trisparse.sparse_ops.choosing.units import expand_units, matrix_shape
+from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units, thin_groups
+from trisparse.sparse_ops.choosing.units import matrix_shape
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
 
@@ -34,6 +35,7 @@ class PrunedGroup:
         scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
         parts: the event whose units are still going, for progressive pruning.
         copies: number of a layer and a copy of its weight that an optimizer keeps, masked like the weight.
+        is_sharded: whether each process holds rows of the weights.
         left_out: names of layers that nobody named and no gradient reached, found at the first event that prunes.
     """
 
@@ -64,7 +66,9 @@ class PrunedGroup:
         weights = [layer.numel for layer in layers]
         self.exchange = Exchange(_shard_group(self.layers))
         self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
-        self._views = [layer.view for layer in layers]
+        self._weights = [layer.weight for layer in layers]
+        self.is_sharded = any(layer.rows.group is not None for layer in layers)
+        self._look()
         self._plans: defaultdict[str, Plan] = defaultdict(Plan)
         self._due_scale: float | None = None  # of gradients that the next `step_adamw` is to score
         self._is_masked = False  # by that pass, with the masks in force
@@ -87,10 +91,17 @@ class PrunedGroup:
     @property
     def views(self) -> list[Tensor]:
         """The weights as units see them, also after `weight.data` was set to another tensor."""
-        weights = (layer.values for layer in self.layers)
-        if any(v.data_ptr() != weight.data_ptr() for v, weight in zip(self._views, weights, strict=True)):
-            self._views = [layer.view for layer in self.layers]
+        if self._addresses != self._current_addresses():
+            self._look()
         return self._views
+
+    def _current_addresses(self) -> list[int]:
+        weights = [local(weight) for weight in self._weights] if self.is_sharded else self._weights
+        return [weight.data_ptr() for weight in weights]
+
+    def _look(self) -> None:
+        self._views = [layer.view for layer in self.layers]
+        self._addresses = self._current_addresses()
 
     @property
     def score_blocks(self) -> list[tuple[int, int]]:
@@ -133,30 +144,34 @@ class PrunedGroup:
     def step_adamw(self, rates: Mapping[int, list[float]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
         """Step the weights that have rates, by id; score them and mask them on the way if it is time for that."""
         c = self.config
-        steps = [id(layer.weight) in rates for layer in self.layers]
+        steps = [id(weight) in rates for weight in self._weights]
         if not any(steps):
             return
         none = [0.0] * len(next(iter(rates.values())))
-        table = torch.tensor([rates.get(id(layer.weight), none) for layer in self.layers], dtype=torch.float64)
-        device = self.seen.device
+        rows = [rates.get(id(weight), none) for weight in self._weights]
         is_due, self._due_scale, scale = self._due_scale is not None, None, self._due_scale
         if is_due and not self.scores:
             self.scores = self.new_scores()
         self._is_masked = self.active and self.parts is None and all(steps)
         masks = self.choices if self.is_nm else self.units
 
+        views = self.views
+
         def moments(name: str) -> list[Tensor]:
+            kept = [
+                state[weight][name] if is_due else None for weight, is_due in zip(self._weights, steps, strict=True)
+            ]
             return [
-                layer.unit_view(layer.own(state[layer.weight][name])) if steps[i] else self.views[i]
-                for i, layer in enumerate(self.layers)
+                view if moment is None else moment if layer.is_plain else layer.unit_view(layer.own(moment))
+                for layer, moment, view in zip(self.layers, kept, views, strict=True)
             ]
 
         masked_adamw(
-            self.views,
+            views,
             [layer.grad_view if steps[i] else None for i, layer in enumerate(self.layers)],
             moments("exp_avg"),
             moments("exp_avg_sq"),
-            table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True),
+            upload(rows, torch.float64, self.seen.device),
             self.scores if is_due else [],
             masks if self._is_masked else [],
             self.score_blocks,
@@ -223,15 +238,11 @@ class PrunedGroup:
     def _prune_nm(self, scores: Sequence[Tensor]) -> None:
         n, m = self.config.pattern.n, self.config.pattern.m
         locked = self.choices if self.config.lock_init_sparsity else None
-        best = best_of_groups(scores, locked, n, m)
-        costs = [  # layer by layer: copies of all at once would take as much memory as the scores
-            group_costs(score, keep, m, self._plans[f"cost of layer {i}"])
-            for i, (score, keep) in enumerate(zip(scores, best, strict=True))
-        ]
-        before = [mask.clone() for mask in self.units]
+        best, costs = best_and_costs(scores, locked, n, m, self._plans)
+        before = apart([tuple(mask.shape) for mask in self.units], torch.bool, self.seen.device)
+        torch._foreach_copy_(before, self.units)
         self.selection.run(costs, self.units, self._plans["select"])
-        for choice, keep, was, now in zip(self.choices, best, before, self.units, strict=True):
-            choice &= keep | ~expand_units(was & ~now, (1, m))  # made once, when the group is pruned
+        thin_groups(self.choices, best, before, self.units, m, self._plans["thin"])  # once, when a group is pruned
 
     def check_scored(self, step: int) -> None:
         """Before an event at this step, leave out layers that nobody named and no gradient has ever reached.

@@ -76,6 +76,12 @@ class Layer:
         total = self.shape[axis]
         return Rows(0, total, total, total)
 
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether units see the parameter as it is, whole and untransposed."""
+        is_whole = self.part is None and not is_sharded(self.weight)
+        return is_whole and self.layout == "linear" and self.pattern.kind != "column"
+
     @property
     def values(self) -> Tensor:
         """What this process holds of the layer's own weight, in the parameter's storage."""
@@ -89,7 +95,7 @@ class Layer:
     @property
     def grad_view(self) -> Tensor | None:
         grad = self.weight.grad
-        return None if grad is None else self.unit_view(self.own(local(grad)))
+        return grad if grad is None or self.is_plain else self.unit_view(self.own(local(grad)))
 
     @property
     def block(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops.choosing.masked_adamw import DTYPES, adamw_rates
 
+_ONE = torch.tensor(1.0)
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
 
 
@@ -106,12 +107,16 @@ class MaskedAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             found = [p for p in group["params"] if p.grad is not None]
             self._step_rest(group, [p for p in found if id(p) not in pruned])
-            for p in found:
-                if id(p) in pruned:
-                    count = self._state_of(p)["step"].add_(1)
-                    rates[id(p)] = adamw_rates(
-                        float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], int(count)
-                    )
+            mine = [p for p in found if id(p) in pruned]
+            steps = [self._state_of(p)["step"] for p in mine]
+            if steps:
+                torch._foreach_add_(steps, _ONE)  # a number would be made a tensor for each
+            rows: dict[int, list[float]] = {}  # most often all have made as many steps
+            for p, count in zip(mine, map(int, steps), strict=True):
+                if count not in rows:
+                    lr = float(group["lr"])
+                    rows[count] = adamw_rates(lr, group["betas"], group["eps"], group["weight_decay"], count)
+                rates[id(p)] = rows[count]
         for pruned_group in self.groups:
             pruned_group.step_adamw(rates, self.state)
         return loss
@@ -122,7 +127,8 @@ class MaskedAdamW(torch.optim.AdamW):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state["step"] = state["step"].cpu()  # as a fused AdamW, whose state was loaded, does not have it
+        if not state["step"].is_cpu:  # as a fused AdamW, whose state was loaded, has it
+            state["step"] = state["step"].cpu()
         return state
 
     def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:

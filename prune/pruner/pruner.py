@@ -91,6 +91,7 @@ class Pruner:
         """Fire the event at step 0, if there is one. Once; `attach` does it for you."""
         if not self._started:
             self._started = True
+            self._check_weights()
             self._prune()
 
     @torch.no_grad()
@@ -137,7 +138,7 @@ class Pruner:
 
     @torch.no_grad()
     def _prune(self) -> None:
-        self._check_weights()
+        self._reshard()
         for group in self.groups:
             group.check_scored(self.step_count)
         partial = [group for group in self.groups if group.parts is not None]
@@ -199,15 +200,17 @@ class Pruner:
         """A number of 63 bits that is the same for the same masks, on one process or spread over many."""
         return mask_hash(self.groups, self.step_count)
 
-    def _check_weights(self) -> None:
-        if any(layer.rows.group is not None for layer in self.layers):
+    def _reshard(self) -> None:
+        if any(group.is_sharded for group in self.groups):
             reshard(self.model)
+
+    def _check_weights(self) -> None:
+        self._reshard()
         for group in self.groups:
+            device = group.seen.device
             for layer in group.layers:
-                if (
-                    layer.module._parameters.get(layer.parameter) is not layer.weight
-                    or layer.weight.device != group.seen.device
-                ):
+                weight = layer.weight
+                if layer.module._parameters.get(layer.parameter) is not weight or weight.device != device:
                     raise PruningError(
                         f"{layer.place}: was replaced or moved after the Pruner was built; "
                         "build the Pruner after .to(), prepare() and the like"

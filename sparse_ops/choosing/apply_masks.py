@@ -59,7 +59,7 @@ def _kernel(weights, masks, blocks, plan) -> None:
     apply_masks(weights, masks, pairs(blocks), plan)
 
 
-define(
+_call = define(
     "apply_masks(Tensor(a!)[] weights, Tensor[] masks, int[] blocks, Tensor[] plan) -> ()",
     _reference,
     _kernel,
@@ -89,7 +89,7 @@ def apply_masks(
     tables = []
     if plan:
         tables = plan.tables("apply_masks", lambda old: plan_units(weights, [masks], blocks, old), weights, masks)
-    torch.ops.trisparse.apply_masks(weights, masks, flat(blocks), tables)
+    _call(weights, masks, flat(blocks), tables)
 
 
 def _check(weights: Sequence[Tensor], masks: Sequence[Tensor], blocks: Sequence[Block]) -> None:

@@ -84,7 +84,7 @@ def _kernel(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest
     masked_adamw(weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), *rest)
 
 
-define(
+_call = define(
     "masked_adamw(Tensor(a!)[] weights, Tensor?[] grads, Tensor(b!)[] firsts, Tensor(c!)[] seconds, Tensor rates, "
     "Tensor(d!)[] scores, Tensor[] masks, int[] blocks, Tensor(e!) seen, str criterion, str reduce, float decay, "
     "float grad_scale, Tensor[] plan) -> ()",
@@ -148,7 +148,7 @@ def masked_adamw(
     if plan:
         beside = [grads, scores or weights, masks or weights, firsts, seconds]
         tables = plan.tables("masked_adamw", lambda old: plan_units(weights, beside, blocks, old), weights, *beside)
-    torch.ops.trisparse.masked_adamw(
+    _call(
         weights, grads, firsts, seconds, rates, scores, masks, flat(blocks), seen, criterion, reduce, decay,
         grad_scale, tables,
     )  # fmt: skip

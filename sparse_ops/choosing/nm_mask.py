@@ -52,7 +52,9 @@ def _fake(scores, n, m, dim, magnitude) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
-define("nm_mask(Tensor scores, int n, int m, int dim, bool magnitude) -> Tensor", _reference, _kernel, _fake, _on_cpu)
+_call = define(
+    "nm_mask(Tensor scores, int n, int m, int dim, bool magnitude) -> Tensor", _reference, _kernel, _fake, _on_cpu
+)
 
 
 def nm_mask(scores: Tensor, n: int, m: int, dim: int = 1, magnitude: bool = False) -> Tensor:
@@ -83,4 +85,4 @@ def nm_mask(scores: Tensor, n: int, m: int, dim: int = 1, magnitude: bool = Fals
         raise ValueError(
             f"scores: want [rows, cols] with {('rows', 'cols')[dim]} a multiple of {m}, got {list(scores.shape)}"
         )
-    return torch.ops.trisparse.nm_mask(scores, n, m, dim, magnitude)
+    return _call(scores, n, m, dim, magnitude)

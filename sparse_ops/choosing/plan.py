@@ -10,8 +10,11 @@ from torch import Tensor
 
 
 class _Known(NamedTuple):
-    addresses: tuple[int, ...]
-    forms: tuple
+    """Addresses and forms of each list of operands, their dtypes, and the tables made for them."""
+
+    addresses: list[list[int]]
+    forms: list[list]
+    dtypes: list[torch.dtype | None]
     tables: list[Tensor]
 
 
@@ -49,12 +52,13 @@ class Plan:
         first = next((t for t in every if t is not None), None)
         if first is None or not self._is_for_kernels(first.device):
             return []
-        addresses = tuple(0 if t is None else t.data_ptr() for t in every)
+        addresses = [[0 if t is None else t.data_ptr() for t in tensors] for tensors in operands]
+        dtypes = [None if t is None else t.dtype for t in every]
         known = self._known.get(op)
-        if known is None or addresses != known.addresses or _forms(every) != known.forms:
-            forms = _forms(every)
-            same = known is not None and forms == known.forms
-            known = _Known(addresses, forms, make(known.tables if known and same else None))
+        if known is None or addresses != known.addresses or dtypes != known.dtypes:
+            forms = self._forms(known, operands, addresses)
+            same = known is not None and forms == known.forms and dtypes == known.dtypes
+            known = _Known(addresses, forms, dtypes, make(known.tables if known and same else None))
             if _is_capturing(first.device):  # the copy to the device runs only when the graph does
                 self._captured.append(known.tables)
                 return known.tables
@@ -63,12 +67,21 @@ class Plan:
             self._captured.append(known.tables)
         return known.tables
 
+    @staticmethod
+    def _forms(
+        known: _Known | None, operands: Sequence[Sequence[Tensor | None]], addresses: list[list[int]]
+    ) -> list[list]:
+        """Shapes and strides; of a list that lies where it lay they are what they were."""
+        forms = []
+        for i, (tensors, now) in enumerate(zip(operands, addresses, strict=True)):
+            stays = known is not None and i < len(known.addresses) and now == known.addresses[i]
+            forms.append(
+                known.forms[i] if known and stays else [None if t is None else (t.shape, t.stride()) for t in tensors]
+            )
+        return forms
+
     def _is_for_kernels(self, device: torch.device) -> bool:
         return device.type == "cuda"
-
-
-def _forms(every: Sequence[Tensor | None]) -> tuple:
-    return tuple(None if t is None else (t.dtype, t.shape, t.stride()) for t in every)
 
 
 def _is_capturing(device: torch.device) -> bool:

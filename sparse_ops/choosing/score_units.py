@@ -110,7 +110,7 @@ def _kernel(scores, weights, grads, blocks, seen, criterion, reduce, decay, grad
     score_units(scores, weights, grads, pairs(blocks), seen, criterion, reduce, decay, grad_scale, plan)
 
 
-define(
+_call = define(
     "score_units(Tensor(a!)[] scores, Tensor[] weights, Tensor?[] grads, int[] blocks, Tensor(b!) seen, "
     "str criterion, str reduce, float decay, float grad_scale, Tensor[] plan) -> ()",
     _reference,
@@ -163,15 +163,13 @@ def score_units(
     if plan:
         beside = [weights if criterion == "magnitude" else grads, scores]
         tables = plan.tables("score_units", lambda old: plan_units(weights, beside, blocks, old), weights, *beside)
-    torch.ops.trisparse.score_units(
-        scores, weights, grads, flat(blocks), seen, criterion, reduce, decay, grad_scale, tables
-    )
+    _call(scores, weights, grads, flat(blocks), seen, criterion, reduce, decay, grad_scale, tables)
 
 
 def like_weight(weight: Tensor, grad: Tensor | None) -> Tensor | None:
     """The gradient with its weight's strides, a copy only where they differ."""
-    if grad is None:
-        return None
+    if grad is None or grad.stride() == weight.stride():
+        return grad
     if all(size == 1 or a == b for size, a, b in zip(grad.shape, grad.stride(), weight.stride(), strict=True)):
         return grad
     return torch.empty_strided(weight.shape, weight.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)

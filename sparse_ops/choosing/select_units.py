@@ -140,7 +140,7 @@ def _kernel(scores, masks, sizes, lo, hi, targets, plan) -> None:
     select_units([score.float().contiguous() for score in scores], masks, sizes, lo, hi, targets, plan)
 
 
-define(
+_call = define(
     "select_units(Tensor[] scores, Tensor(a!)[] masks, int[] sizes, Tensor lo, Tensor hi, Tensor targets, "
     "Tensor[] plan) -> ()",
     _reference,
@@ -187,7 +187,7 @@ def select_units(
     tables = []
     if plan and all(score.dtype == torch.float32 and score.is_contiguous() for score in scores):
         tables = plan.tables("select_units", lambda old: plan_selection(scores, masks, sizes, old), scores, masks)
-    torch.ops.trisparse.select_units(scores, masks, sizes, lo, hi, targets, tables)
+    _call(scores, masks, sizes, lo, hi, targets, tables)
 
 
 def _check(

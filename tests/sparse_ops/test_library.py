@@ -35,6 +35,8 @@ def samples():
         "select_units": (scores, masks, [4, 4], zero, high, torch.tensor([90]), []),
         "apply_masks": (weights, [score > 0.5 for score in scores], blocks, []),
         "nm_mask": (weights[0], 2, 4, 1, True),
+        "cost_groups": (scores, scores, [s > 2 for s in scores], [s[:, :4].clone() for s in scores], 2, 4, []),
+        "thin_groups": (masks, [s > 0.5 for s in scores], *([m[:, :4].clone() for m in masks] for _ in "ab"), 4, []),
         "nm_mask_2d": (weights[0],),
         **samples_24(),
         **samples_blocks(),

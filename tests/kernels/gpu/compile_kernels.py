@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 from trisparse.kernels.gpu import (
     apply_masks,
     block_spmm,
+    cost_groups,
     epilogue,
     mask_24,
     masked_adamw,
@@ -34,11 +35,12 @@ from trisparse.kernels.gpu import (
     sddmm,
     select_units,
     spmm_t,
+    thin_groups,
     unpack_24,
     vector_spmm,
 )
 from trisparse.kernels.layouts_24 import QUADS
-from trisparse.kernels.plan import SELECTION_CHUNK
+from trisparse.kernels.plan import GROUPS_CHUNK, SELECTION_CHUNK
 from trisparse.kernels.tables import LINES, STRIDED, TILES, _tile
 
 TARGETS = {
@@ -142,6 +144,19 @@ def variants():
             nm_mask_2d.THREADS,
             True,
         )
+    for n, m in [(2, 4), (16, 32)]:
+        width = triton.next_power_of_2(m)
+        groups = {"M": m, "WIDTH": width, "CHUNK": GROUPS_CHUNK // width}
+        yield f"rank_groups {n}:{m}", cost_groups.rank_groups, groups | {"N": n}, {}, GROUPS_CHUNK, 128, False
+    yield (
+        "thin_kept 2:4",
+        thin_groups.thin_kept,
+        {"M": 4, "WIDTH": 4, "CHUNK": GROUPS_CHUNK // 4},
+        {},
+        GROUPS_CHUNK,
+        128,
+        False,
+    )
     fast = {"ALIGNED": True, "BLOCK": SELECTION_CHUNK}
     for shift in (24, 16):
         yield (
