@@ -44,8 +44,9 @@ _OPERATORS = [
     _benchmark(f"sparse_ops/{file}")
     for file in (
         "choosing/bench_score_units.py", "choosing/bench_apply_masks.py", "choosing/bench_nm_mask.py",
-        "choosing/bench_nm_mask_2d.py", "choosing/bench_masked_adamw.py", "choosing/bench_select_units.py",
-        "two_four/bench_pack_24.py", "two_four/bench_mm_24.py", "blocks/bench_spmm.py",
+        "choosing/bench_cost_groups.py", "choosing/bench_nm_mask_2d.py", "choosing/bench_masked_adamw.py",
+        "choosing/bench_select_units.py", "two_four/bench_pack_24.py", "two_four/bench_mm_24.py",
+        "blocks/bench_spmm.py",
     )
 ]  # fmt: skip
 _STEP, _COMPRESS = _benchmark("prune/pruner/bench_prune_step.py"), _benchmark("prune/deploy/bench_compress.py")

@@ -34,6 +34,7 @@ def weight(name, device, is_small):
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 def test_pack_24(compare, device, weight, name, both):
     layout, library = packable(device), library_for(device)
+    weight[weight == 0] = 1  # a zero that is kept is stored by us where it was chosen, by the library where it likes
     dense = weight.where(nm_mask(weight, 2, 4, magnitude=True), 0)
 
     def ours():
