@@ -36,7 +36,8 @@ def answer(
             inputs = {k: v for k, v in batch.items() if k not in ("index", "labels")}
             with accelerator.autocast():
                 logits = model(**inputs).logits.float()
-            answers = logits.squeeze(1) if task.is_regression else logits.argmax(1)
+            # a copy: a compiled model writes its next outputs where these lie
+            answers = logits.squeeze(1).clone() if task.is_regression else logits.argmax(1)
             answers, labels = accelerator.gather_for_metrics((answers, batch["labels"]))
             predictions.append(answers)
             references.append(labels)

@@ -95,7 +95,7 @@ def set_up(args: GlueArguments) -> Setup:
     else:
         model, optimizer, train_loader = accelerator.prepare(bare, made, loader)
     if t.compile:
-        compile_model(bare, accelerator.device)
+        compile_model(bare, accelerator.device, t.gradient_accumulation_steps > 1)
     if accelerator.num_processes > 1:
         set_seed(t.seed, device_specific=True)  # other dropout on each process; the weights are the same by now
     evaluation = d.per_device_eval_batch_size
@@ -121,7 +121,7 @@ def set_up(args: GlueArguments) -> Setup:
     if teacher_model is not None:
         teacher = Teacher(teacher_model.to(accelerator.device), args.model.distill_mode)
         if t.compile:
-            compile_model(teacher_model, accelerator.device)
+            compile_model(teacher_model, accelerator.device, t.gradient_accumulation_steps > 1)
         if args.model.cache_teacher:
             fill_cache(teacher, train, tokenizer, args, accelerator, folder)
     return Setup(
@@ -144,9 +144,14 @@ def fill_cache(
         accelerator.print("teacher: its outputs would fill more than half of the free memory; they are kept on disk")
 
 
-def compile_model(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:
-    """Compile a model in place; one graph takes all lengths, and on CUDA each length is recorded once and replayed."""
-    mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
+def compile_model(model: nn.Module, device: torch.device, accumulates: bool, backend: str = "inductor") -> None:
+    """Compile a model in place; one graph takes all lengths, and on CUDA each length is recorded once and replayed.
+
+    Not replayed where gradients accumulate: those of one batch would lie where the next replay writes (PyTorch issue
+    169545).
+    """
+    is_replayed = device.type == "cuda" and backend == "inductor" and not accumulates
+    mode = "reduce-overhead" if is_replayed else None
     model.compile(dynamic=True, backend=backend, mode=mode)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from trisparse.prune.pruner.layers import replace_module
 from trisparse.prune.pruner.pruner import Pruner
+from trisparse.prune.timing import clock_for, in_turns, replayed
 from trisparse.sparse_ops import Linear24Train, LinearMasked
 
 _GAIN = 1.03  # how much faster packed has to be
-_ROUNDS = 20
 _ERROR = 0.02  # of the largest output; more is a wrong product, not rounding
 
 
@@ -114,19 +113,11 @@ def is_faster(linear: nn.Linear, packed: Linear24Train, tokens: int, dtype: torc
     for ours, theirs in zip(step(packed), step(linear), strict=True):
         if not bool((ours - theirs).abs().max() <= _ERROR * theirs.abs().max()):
             return False
-    return _milliseconds(lambda: step(packed)) * _GAIN <= _milliseconds(lambda: step(linear))
-
-
-def _milliseconds(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(_ROUNDS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+    calls = [
+        replayed(lambda layer=layer: step(layer), device)[0] for layer in (linear, packed)
+    ]  # as a loop hides Python
+    dense_ms, packed_ms = in_turns(calls[0], calls[1], clock_for(device))
+    return packed_ms * _GAIN <= dense_ms
 
 
 def _is_24(mask: Tensor) -> bool:

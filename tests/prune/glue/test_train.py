@@ -14,6 +14,7 @@ import torch
 
 from trisparse import PruningError, from_pretrained
 from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.setup import compile_model
 from trisparse.prune.glue.tasks import TASKS
 from trisparse.prune.glue.train import main, run
 from trisparse.sparse_ops import LinearBlocks
@@ -345,3 +346,15 @@ def test_the_best_model_is_left_compressed(world, glue, capsys):
     assert not folder.exists(), "what an earlier run left is not taken for this one's"
     with pytest.raises(PruningError, match="--compress: 'fast' is not one of speed, memory"):
         glue(world, "dense", "packed", *flags, "fast")
+
+
+@pytest.mark.parametrize(("accumulates", "mode"), [(False, "reduce-overhead"), (True, None)])
+def test_graphs_are_not_replayed_where_gradients_accumulate(accumulates, mode):
+    compiled = []
+
+    class Model(torch.nn.Module):
+        def compile(self, **options):
+            compiled.append(options["mode"])
+
+    compile_model(Model(), torch.device("cuda"), accumulates)
+    assert compiled == [mode]
