@@ -1,9 +1,11 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU, line by line
+
+
+def pytest_configure():
+    if torch.cuda.is_available() or not importlib.util.find_spec("triton"):
+        return
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        pytest.exit("Triton before 3.7 can't interpret kernels with NumPy 2.4 or later: pip install 'numpy<2.4'", 4)
 
 
 def pytest_collection_modifyitems(items):

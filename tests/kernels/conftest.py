@@ -52,7 +52,7 @@ def kernels_on_cpu(monkeypatch):
     monkeypatch.setattr(library, "is_watched", lambda *tensors: True)
     own = torch.library.Library("trisparse", "IMPL")
     for name, kernel in kernels.items():
-        own.impl(name, kernel, "CPU")
+        own.impl(name, kernel, "CPU", allow_override=True)
     yield
     own._destroy()
 
