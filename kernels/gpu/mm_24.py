@@ -1,7 +1,8 @@
 """Packed 2:4 matrix times few tokens: Y = X W^T, W unpacked in registers on its way to the tensor cores.
 
-With few tokens the weights' bytes set the pace, and a packed weight has 9/16 of them. A program takes 64 rows of W and
-a share of its columns; shares are added up afterwards in their order, so the result does not depend on timing.
+This is for devices without sparse tensor cores of NVIDIA's, and for the interpreter; the others run `mm_24_sparse`.
+A program takes 64 rows of W and a share of its columns; shares are added up afterwards in their order, so the result
+does not depend on timing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.kernels.gpu.access import warps
+from trisparse.kernels.gpu.mm_24_sparse import add_up, config_for, has_sparse_cores, mm_24_sparse
 from trisparse.kernels.gpu.quads import join_quads, load_bits, spread
 from trisparse.kernels.layouts_24 import padded
 
@@ -59,14 +61,10 @@ def shares(rows: int, cols: int, processors: int) -> tuple[int, int]:
     return -(-cols // (steps * COLS)), steps
 
 
-def mm_24(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, layout: str) -> Tensor:
-    """`[tokens, rows]`; arguments as in `trisparse.sparse_ops.mm_24`."""
-    x = x.contiguous()
-    tokens = x.shape[0]
+def mm_24_spread(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, layout: str) -> Tensor:
+    """`mm_24` by `multiply_few`; x is contiguous and has tokens."""
+    tokens, (high, wide) = x.shape[0], padded(rows, cols, layout)
     out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    if not out.numel():
-        return out
-    high, wide = padded(rows, cols, layout)
     is_cuda = x.is_cuda
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if is_cuda else _CPU_PROCESSORS
     count, steps = shares(high, wide, processors)
@@ -77,6 +75,15 @@ def mm_24(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, 
         IS_SHARE=count > 1, HAS_BIAS=bias is not None, num_warps=warps(THREADS), num_stages=3,
     )  # fmt: skip
     if count > 1:
-        whole = target.sum(0)
-        out = (whole if bias is None else whole + bias).to(x.dtype)
+        add_up(target, bias, out)
     return out
+
+
+def mm_24(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, layout: str) -> Tensor:
+    """`[tokens, rows]`; arguments as in `trisparse.sparse_ops.mm_24`."""
+    x = x.contiguous()
+    if not x.shape[0] or not rows:
+        return x.new_empty(x.shape[0], rows)
+    if has_sparse_cores(x.device):
+        return mm_24_sparse(x, packed, bias, rows, cols, layout, config_for(x.shape[0], *padded(rows, cols, layout)))
+    return mm_24_spread(x, packed, bias, rows, cols, layout)

@@ -32,11 +32,17 @@ def _as_one_number(nibbles: tuple[int, ...]) -> int:
 
 
 _TABLES = {layout: _as_one_number(layouts_24.nibble_table(layout)) for layout in QUADS}
+_INDICES = _TABLES["cslt_sm90"]
 
 
 @triton.constexpr_function
 def _table(layout: str) -> int:
     return _TABLES[layout]
+
+
+@triton.constexpr_function
+def _index_table() -> int:
+    return _INDICES
 
 
 @triton.constexpr_function
@@ -131,6 +137,14 @@ def load_bits(
     if LAYOUT == "bitmask":
         return nibbles
     return (1 << (nibbles & 3)) | (1 << (nibbles >> 2))
+
+
+@triton.jit
+def nibbles_to_indices(nibbles, LAYOUT: tl.constexpr):
+    """Nibbles of a layout as the places of the two that are stored, `first | second << 2`."""
+    if LAYOUT == "bitmask":
+        return (tl.full(nibbles.shape, _index_table(), tl.int64) >> (nibbles * 4).to(tl.int64)).to(tl.int32) & 0xF
+    return nibbles
 
 
 @triton.jit

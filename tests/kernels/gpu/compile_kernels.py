@@ -28,6 +28,7 @@ from trisparse.kernels.gpu import (
     mask_24,
     masked_adamw,
     mm_24,
+    mm_24_sparse,
     nm_mask,
     nm_mask_2d,
     pack_24,
@@ -50,6 +51,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 STEP = ("W", "G", "CRITERION", "REDUCE", "EMA")
+NVIDIAS = "multiply_sparse"  # kernels in NVIDIA's own instructions
 RECORD = Path(__file__).with_name("instructions.json")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = dict.fromkeys(
@@ -210,6 +212,14 @@ def variants_24():
             constants, types = shape | {"IS_SHARE": True, "HAS_BIAS": False}, pointers | {"out_ptr": "*fp32"}
             name, size = f"multiply_few {tokens} {layout}", mm_24.ROWS * mm_24.COLS
             yield name, mm_24.multiply_few, constants, types, size, mm_24.THREADS, True
+        for tokens in (8, 16, 64):
+            config = mm_24_sparse.config_for(tokens, 4096, 4096)
+            constants = {"LAYOUT": layout, "TILES": tokens // 8, "IS_ARRANGED": config.is_arranged, "IS_SHARE": False}
+            constants |= {key.upper(): getattr(config, key) for key in ("high", "steps", "down", "across")}
+            types, warps = pointers | {"out_ptr": "*bf16"}, config.down * config.across
+            name, size = f"multiply_sparse {tokens} {layout}", config.high * config.steps * warps * 16 * 64
+            yield name, mm_24_sparse.multiply_sparse, constants | {"HAS_BIAS": True}, types, size, warps * 32, True
+    yield "arrange", mm_24_sparse.arrange, {}, {"x_ptr": "*bf16", "out_ptr": "*bf16"}, 512, 64, False
     constants, types = {"DOWN": mask_24.DOWN, "ACROSS": mask_24.ACROSS}, {"patterns_ptr": "*i16"}
     yield "write_mask", mask_24.write_mask, constants, types, 16 * 256, mask_24.THREADS, False
 
@@ -309,6 +319,8 @@ def inspect(arch):
     target = TARGETS[arch]
     found = {}
     for name, kernel, constants, types, weights, threads, fast in variants():
+        if target.backend == "hip" and name.startswith(NVIDIAS):
+            continue
         fast = fast and not (threads is None and target.backend == "hip")
         threads = threads or pack_24.WARPS * target.warp_size
         compiled = compile_kernel(kernel, constants, types, threads, target)
