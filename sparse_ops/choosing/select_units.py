@@ -8,10 +8,12 @@ brackets the place where the walk stops. Only the units inside the bracket are s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trisparse.kernels.cpu.select_units import BINS, SHIFT, CompiledUnits, fits
 from trisparse.kernels.plan import plan_selection
 from trisparse.sparse_ops.checks import check_device, check_dtype, check_lengths
 from trisparse.sparse_ops.choosing.plan import Plan
@@ -19,12 +21,40 @@ from trisparse.sparse_ops.choosing.select_by_sorting import select_by_sorting
 from trisparse.sparse_ops.choosing.sort_keys import unit_keys
 from trisparse.sparse_ops.library import define, nothing
 
-_SHIFT = 18  # leading bits: sign, exponent and 5 of the mantissa
-_BINS = 1 << (32 - _SHIFT)
+_FEW = 1 << 16  # units in all, up to which sorting all of them is faster than counting
 
 
-def _bins(keys: Tensor) -> Tensor:
-    return (keys >> _SHIFT).add_(_BINS // 2)
+class _Units(Protocol):
+    """Units of layers: histograms of their keys, keys of some bins, and masks to be written."""
+
+    histogram: Tensor
+
+    def collect(self, first: int, last: int) -> list[Tensor]: ...
+
+    def prune(self, counts: Sequence[int]) -> None: ...
+
+
+class _PlainUnits:
+    """`CompiledUnits` in plain torch."""
+
+    def __init__(self, scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        self._masks = masks
+        self._keys = [unit_keys(score, mask) for score, mask in zip(scores, masks, strict=True)]
+        self._bins = [(key >> SHIFT).add_(BINS // 2) for key in self._keys]
+        self.histogram = torch.stack([torch.bincount(bins, minlength=BINS) for bins in self._bins])
+
+    def collect(self, first: int, last: int) -> list[Tensor]:
+        return [
+            key[bins == first if first == last else (bins >= first) & (bins <= last)].cpu()
+            for key, bins in zip(self._keys, self._bins, strict=True)
+        ]
+
+    def prune(self, counts: Sequence[int]) -> None:
+        for key, bins, row, mask, count in zip(
+            self._keys, self._bins, self.histogram, self._masks, counts, strict=True
+        ):
+            if count > int(row[0]):
+                mask.copy_(_lowest(key, bins, row, count).view(mask.shape))
 
 
 def _walk(ranks: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, start: int, target: int) -> Tensor:
@@ -35,40 +65,38 @@ def _walk(ranks: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, start: int, targ
     return open_ & (torch.cumsum(stop, 0) == 0)
 
 
-def _count_pruned(
-    keys: list[Tensor], bins: list[Tensor], histogram: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, target: int
-) -> Tensor:
+def _count_pruned(units: _Units, sizes: Tensor, lo: Tensor, hi: Tensor, target: int) -> Tensor:
     """How many units of each layer the walk prunes, int64 `[layers]`."""
     if 2 * int((lo * sizes).sum()) + int(sizes.min()) >= 2 * target:
         return lo
-    below = torch.cumsum(histogram, 1)  # [layers, bins], the units in this bin or a lower one
-    gone = (below.clamp(lo[:, None], hi[:, None]) * sizes[:, None]).sum(0)
+    first, last = 0, BINS - 1
+    before = torch.zeros_like(lo)
+    if int(units.histogram.sum()) > _FEW:
+        below = torch.cumsum(units.histogram, 1)  # [layers, bins], the units in this bin or a lower one
+        gone = (below.clamp(lo[:, None], hi[:, None]) * sizes[:, None]).sum(0)
 
-    def first_bin_past(size: int) -> int:  # the walk passes a unit of this size while gone < target - size / 2
-        return int(torch.searchsorted(2 * gone, torch.tensor(2 * target - size)))
+        def first_bin_past(size: int) -> int:  # the walk passes a unit of this size while gone < target - size / 2
+            return int(torch.searchsorted(2 * gone, torch.tensor(2 * target - size)))
 
-    first, last = first_bin_past(int(sizes.max())), first_bin_past(int(sizes.min()))
-    if first >= _BINS:
-        return below[:, -1].clamp(lo, hi)
-    before = below[:, first] - histogram[:, first]
+        first, last = first_bin_past(int(sizes.max())), min(first_bin_past(int(sizes.min())), BINS - 1)
+        if first >= BINS:
+            return below[:, -1].clamp(lo, hi)
+        before = below[:, first] - units.histogram[:, first]
 
-    candidates, layers = [], []
-    for index, (key, bin_) in enumerate(zip(keys, bins, strict=True)):
-        inside = key[bin_ == first if first == last else (bin_ >= first) & (bin_ <= last)]
-        candidates.append(inside.cpu())
-        layers.append(torch.full((len(inside),), index))
-    key, layer = torch.cat(candidates), torch.cat(layers)
+    candidates = units.collect(first, last)
+    key = torch.cat(candidates)
+    layer = torch.repeat_interleave(torch.arange(len(candidates)), torch.tensor([len(part) for part in candidates]))
     order = torch.argsort(key, stable=True)
     layer = layer[order]
     by_layer = torch.argsort(layer, stable=True)
-    counts = torch.bincount(layer, minlength=len(keys))
+    counts = torch.bincount(layer, minlength=len(candidates))
     starts = torch.cumsum(counts, 0) - counts
     ranks = torch.empty_like(layer)
     ranks[by_layer] = torch.arange(len(layer)) - starts[layer[by_layer]] + before[layer[by_layer]]
 
     floor = before.clamp(lo, hi)
     taken = _walk(ranks, sizes[layer], floor[layer], hi[layer], int((floor * sizes).sum()), target)
-    return floor + torch.bincount(layer[taken], minlength=len(keys))
+    return floor + torch.bincount(layer[taken], minlength=len(candidates))
 
 
 def _lowest(key: Tensor, bins: Tensor, histogram: Tensor, count: int) -> Tensor:
@@ -84,21 +112,6 @@ def _lowest(key: Tensor, bins: Tensor, histogram: Tensor, count: int) -> Tensor:
     return keep
 
 
-def _select(
-    scores: Sequence[Tensor], masks: Sequence[Tensor], gone: Tensor, sizes: Tensor, lo: Tensor, hi: Tensor, target: int
-) -> None:
-    """One walk over all these layers, all of whose arguments are on the CPU."""
-    keys = [unit_keys(s, m) for s, m in zip(scores, masks, strict=True)]
-    bins = [_bins(key) for key in keys]
-    histogram = torch.stack([torch.bincount(b, minlength=_BINS) for b in bins])
-    counts = _count_pruned(keys, bins, histogram, sizes, lo, hi, target)
-    for key, bin_, row, count, before, mask in zip(
-        keys, bins, histogram, counts.tolist(), gone.tolist(), masks, strict=True
-    ):
-        if count > before:
-            mask.copy_(_lowest(key, bin_, row, count).view(mask.shape))
-
-
 def select_units_reference(
     scores: Sequence[Tensor],
     masks: Sequence[Tensor],
@@ -108,19 +121,22 @@ def select_units_reference(
     targets: Tensor,
 ) -> None:
     """Plain torch, on the CPU; see `select_units`."""
-    if not scores:
+    if scores:
+        _select(_PlainUnits, scores, masks, sizes, lo, hi, targets)
+
+
+def _select(make, scores, masks, sizes, lo, hi, targets) -> None:
+    """One walk over all layers, or one for each; all arguments are on the CPU."""
+    if len(targets) == len(scores) > 1:
+        for i in range(len(scores)):
+            one = slice(i, i + 1)
+            _select(make, scores[one], masks[one], sizes[one], lo[one], hi[one], targets[one])
         return
-    units = torch.tensor([mask.numel() for mask in masks])
-    gone = units - torch.stack([mask.sum() for mask in masks])
-    lo = torch.minimum(torch.maximum(lo, gone), units)
-    hi = torch.minimum(torch.maximum(hi, lo), units)
-    weights = torch.tensor(sizes)
-    if len(targets) < len(scores):
-        _select(scores, masks, gone, weights, lo, hi, int(targets))
-        return
-    for i, target in enumerate(targets.tolist()):
-        one = slice(i, i + 1)
-        _select(scores[one], masks[one], gone[one], weights[one], lo[one], hi[one], target)
+    units = make(scores, masks)
+    numbers = torch.tensor([mask.numel() for mask in masks])
+    lo = torch.minimum(torch.maximum(lo, units.histogram[:, 0]), numbers)  # the first bin is of those that are gone
+    hi = torch.minimum(torch.maximum(hi, lo), numbers)
+    units.prune(_count_pruned(units, torch.tensor(sizes), lo, hi, int(targets)).tolist())
 
 
 def _reference(scores, masks, sizes, lo, hi, targets, plan) -> None:
@@ -129,6 +145,15 @@ def _reference(scores, masks, sizes, lo, hi, targets, plan) -> None:
     for mask, copy in zip(masks, copies, strict=True):
         if mask is not copy:
             mask.copy_(copy)
+
+
+def _on_cpu(scores, masks, sizes, lo, hi, targets, plan) -> None:
+    if not scores:
+        return
+    if fits(scores, masks):
+        _select(CompiledUnits, scores, masks, sizes, lo, hi, targets)
+    else:
+        select_units_reference(scores, masks, sizes, lo, hi, targets)
 
 
 def _kernel(scores, masks, sizes, lo, hi, targets, plan) -> None:
@@ -143,10 +168,8 @@ def _kernel(scores, masks, sizes, lo, hi, targets, plan) -> None:
 _call = define(
     "select_units(Tensor[] scores, Tensor(a!)[] masks, int[] sizes, Tensor lo, Tensor hi, Tensor targets, "
     "Tensor[] plan) -> ()",
-    _reference,
-    _kernel,
-    nothing,
-)
+    _reference, _kernel, nothing, _on_cpu,
+)  # fmt: skip
 
 
 def select_units(
