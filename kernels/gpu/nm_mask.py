@@ -18,7 +18,7 @@ _THREADS = 128
 
 
 @triton.constexpr_function
-def _inf_bits(dtype: tl.dtype) -> int:
+def inf_bits(dtype: tl.dtype) -> int:
     return {"fp16": 0x7C00, "bf16": 0x7F80, "fp32": 0x7F800000}[dtype.name]
 
 
@@ -30,7 +30,7 @@ def order(values, MAGNITUDE: tl.constexpr):
     bits = values.to(tl.int16 if WIDTH == 16 else tl.int32, bitcast=True).to(tl.int32)
     size = bits & LARGEST
     order = size if MAGNITUDE else tl.where(bits < 0, -size, size)
-    return tl.where(size > _inf_bits(values.dtype), LARGEST, order)  # NaN is above inf
+    return tl.where(size > inf_bits(values.dtype), LARGEST, order)  # NaN is above inf
 
 
 @triton.jit

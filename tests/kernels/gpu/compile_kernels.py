@@ -182,7 +182,7 @@ def variants():
 
 def variants_24():
     """The kernels of packed 2:4 matrices. Packing has 4 warps on any target; on AMD these read 8 bytes at once."""
-    size = 16 * pack_24.TILES**2
+    size = 16 * pack_24.DOWN * pack_24.ACROSS
     for select, both, values_only, layout, dtype in [
         ("magnitude", False, False, "bitmask", tl.bfloat16),
         ("magnitude", False, False, "cslt_sm90", tl.bfloat16),
@@ -196,10 +196,11 @@ def variants_24():
         ("patterns", True, True, "cslt_sm90", tl.bfloat16),
         ("patterns", True, True, "cslt_sm90", tl.float32),
     ]:
-        types = {"weight_ptr": f"*{dtype}", "chooser_ptr": "*i8" if select == "mask" else f"*{dtype}"}
+        weight = "*i32" if dtype == tl.bfloat16 else f"*{dtype}"  # two values at once
+        types = {"weight_ptr": weight, "chooser_ptr": "*i8" if select == "mask" else f"*{dtype}"}
         types |= {"patterns_ptr": "*i16", "packed_ptr": "*i32", "packed_t_ptr": "*i32"}
         constants = {"SELECT": select, "BOTH": both, "VALUES_ONLY": values_only, "LAYOUT": layout}
-        constants |= {"DTYPE": tl.bfloat16, "TILES": pack_24.TILES}
+        constants |= {"DTYPE": tl.bfloat16, "DOWN": pack_24.DOWN, "ACROSS": pack_24.ACROSS}
         name = f"pack_tiles {dtype} {select}{' both ways' if both else ''}{' values' if values_only else ''} {layout}"
         yield name, pack_24.pack_tiles, constants, types, size, None, True
     pointers = {"x_ptr": "*bf16", "packed_ptr": "*bf16", "bias_ptr": "*bf16", "dense_ptr": "*bf16"}

@@ -79,6 +79,12 @@ def test_values_anew(device, layout, both):
     assert same([packed, packed_t], want[:2])
 
 
+def test_a_weight_at_an_odd_place_in_memory(device):
+    weight = torch.randn(1 + 64 * 64, device=device).half()[1:].view(64, 64)
+    got = pack_24(weight, None, "magnitude", True, "cslt_sm90", torch.float16)
+    assert same(got, pack_24_reference(weight, None, "magnitude", True, "cslt_sm90", torch.float16))
+
+
 def test_a_strided_weight_and_none(device):
     weight = torch.randn(64, 72, device=device).half()
     got = pack_24(weight.t(), None, "magnitude", True, "cslt_sm90", torch.float16)
