@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trisparse.sparse_ops.blocks.dense_gradients import is_dense, values_gradient
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, places
 from trisparse.sparse_ops.library import define
 
@@ -22,6 +23,8 @@ def _kernel(grad, x, *matrix) -> Tensor:
     from trisparse.kernels.gpu.sddmm import sddmm
 
     packed = PackedBlocks(*matrix)
+    if is_dense(grad, packed):
+        return values_gradient(grad, x, packed)
     return sddmm(grad, x, packed) if packed.block[0] >= LOWEST else sddmm_reference(grad, x, *matrix)
 
 

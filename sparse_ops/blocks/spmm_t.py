@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trisparse.sparse_ops.blocks.dense_gradients import input_gradient, is_dense
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
 from trisparse.sparse_ops.library import define
 
@@ -18,6 +19,8 @@ def _kernel(grad, *rest) -> Tensor:
     from trisparse.kernels.gpu.spmm_t import spmm_t
 
     matrix = PackedBlocks(*rest)
+    if is_dense(grad, matrix):
+        return input_gradient(grad, matrix)
     return spmm_t(grad, matrix) if matrix.rows and matrix.block[0] >= LOWEST else spmm_t_reference(grad, *rest)
 
 

@@ -163,7 +163,7 @@ def test_nothing_stored_or_nothing_to_multiply(kernels_on_cpu, block, tokens, ro
 
 
 @pytest.mark.parametrize("transposed", [True, False], ids=["both ways", "one way"])
-@pytest.mark.parametrize("tokens", [5, 21])
+@pytest.mark.parametrize("tokens", [5, 21, 70])
 @pytest.mark.parametrize("block", [(8, 1, 4), (32, 16, 32)], ids=str)
 def test_a_training_step_on_kernels(kernels_on_cpu, count_launches, made, block, tokens, transposed):
     weight, matrix = made(*block)
@@ -187,6 +187,7 @@ def test_a_training_step_on_kernels(kernels_on_cpu, count_launches, made, block,
     kind = "vectors" if block[1] == 1 else "blocks"
     forward = f"multiply_{kind}{'_few' if kind == 'vectors' and tokens == 5 else ''}"
     backward = [f"multiply_{kind}{'_t' if kind == 'vectors' else ''}"] if transposed else []
-    assert count_launches == [forward, *backward, f"gradient_of_{kind}"]
+    backward = [] if kind == "vectors" and tokens == 70 else [*backward, f"gradient_of_{kind}"]  # dense products
+    assert count_launches == [forward, *backward]
     with torch.no_grad():
         torch.testing.assert_close(multiply(x, matrix, bias, "gelu"), y, rtol=4e-3, atol=2e-3)
