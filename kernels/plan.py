@@ -93,14 +93,15 @@ def plan_selection(
 def plan_groups(
     operands: Sequence[Sequence[Tensor]], lengths: Sequence[int], m: int, before: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """Plan over N:M groups of m, so many in each layer: addresses of all operands, lengths, work items."""
+    """Plan over N:M groups of m, so many in each layer: whether all is aligned, addresses, lengths, work items."""
     device = operands[0][0].device
     addresses = np.array([[t.data_ptr() for t in operand] for operand in operands], dtype=np.int64).T
+    aligned = torch.tensor(not (addresses % ALIGN).any())
     pointers = upload(np.ascontiguousarray(addresses), torch.int64, device)
     if before is not None:
-        return [pointers, *before[1:]]
-    chunk = GROUPS_CHUNK >> (m - 1).bit_length()
-    return [pointers, upload(lengths, torch.int64, device), upload(chunk_flat(lengths, chunk), torch.int32, device)]
+        return [aligned, pointers, *before[2:]]
+    items = chunk_flat(lengths, GROUPS_CHUNK >> (m - 1).bit_length())
+    return [aligned, pointers, upload(lengths, torch.int64, device), upload(items, torch.int32, device)]
 
 
 def launches(plan: Sequence[Tensor]) -> list[Launch]:

@@ -131,8 +131,7 @@ def _half_words(pairs, LAYOUT: tl.constexpr, LINES: tl.constexpr, ACROSS: tl.con
     two = tl.arange(0, 2)
     parts = tl.reshape(pairs & 0xF000F, (LINES // 4, 2, 2, ACROSS // 8, 2, 2))  # two lines apart are eight rows
     shift = shift_of(two[None, :, None, None, None, None] * 8, two[None, None, None, None, :, None] * 4, LAYOUT)
-    parts = tl.permute(parts << shift, (0, 2, 3, 5, 1, 4))
-    return tl.sum(tl.reshape(parts, (LINES // 4, 2, ACROSS // 8, 2, 4)), 4)
+    return tl.sum(tl.sum(parts << shift, 4), 1)
 
 
 @triton.jit

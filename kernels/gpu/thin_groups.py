@@ -18,17 +18,18 @@ _THREADS = 128
 @triton.jit
 def thin_kept(pointers, lengths, chunks, M: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """`CHUNK` groups of M consecutive weights."""
-    addresses, group, inside = open_groups(pointers, lengths, chunks, CHUNK)
-    kept = tl.load(addresses).to(tl.pointer_type(tl.int8))
-    best = tl.load(addresses + 1).to(tl.pointer_type(tl.int8))
-    before = tl.load(addresses + 2).to(tl.pointer_type(tl.int8))
-    after = tl.load(addresses + 3).to(tl.pointer_type(tl.int8))
-    was = tl.load(before + group, mask=inside, other=0)
-    now = tl.load(after + group, mask=inside, other=0)
-    is_gone = (was != 0) & (now == 0)
+    addresses, first, count = open_groups(pointers, lengths, chunks, CHUNK)
+    kept = tl.load(addresses).to(tl.pointer_type(tl.int8)) + first * M
+    best = tl.load(addresses + 1).to(tl.pointer_type(tl.int8)) + first * M
+    before = tl.load(addresses + 2).to(tl.pointer_type(tl.int8)) + first
+    after = tl.load(addresses + 3).to(tl.pointer_type(tl.int8)) + first
+    group = tl.arange(0, CHUNK)
+    was = tl.load(before + group, mask=group < count, other=0)
+    is_gone = (was != 0) & (tl.load(after + group, mask=group < count, other=0) == 0)
     j = tl.arange(0, WIDTH)[None, :]
     offs = group[:, None] * M + j  # [CHUNK, WIDTH]
-    goes = is_gone[:, None] & (j < M) & (tl.load(best + offs, mask=is_gone[:, None] & (j < M), other=1) == 0)
+    goes = is_gone[:, None] & (j < M)
+    goes = goes & (tl.load(best + offs, mask=goes, other=1) == 0)
     tl.store(kept + offs, tl.zeros((CHUNK, WIDTH), tl.int8), mask=goes)
 
 
@@ -37,7 +38,7 @@ def thin_groups(
     plan: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Arguments as in `trisparse.sparse_ops.thin_groups`, but for `plan`: of `plan_groups` over the four lists."""
-    tables = plan or plan_groups((kept, best, before, after), [was.numel() for was in before], m)
+    _, *tables = plan or plan_groups((kept, best, before, after), [was.numel() for was in before], m)
     if len(tables[2]):
         width = triton.next_power_of_2(m)
         thin_kept[(len(tables[2]),)](*tables, M=m, WIDTH=width, CHUNK=GROUPS_CHUNK // width, num_warps=warps(_THREADS))

@@ -18,7 +18,7 @@ KERNELS = {
     "apply_masks": ["mask_tiles", "mask_lines"],
     "masked_adamw": ["step_tiles", "step_lines"],
     "nm_mask": ["mask_groups"],
-    "cost_groups": ["rank_groups"],
+    "cost_groups": ["rank_groups", "rank_quads"],
     "thin_groups": ["thin_kept"],
     "nm_mask_2d": ["mask_tiles_24"],
     "pack_24": ["pack_tiles"],

@@ -31,7 +31,7 @@ KERNELS = {
     ],
     "apply_masks": ["mask_tiles", "mask_lines"],
     "masked_adamw": ["step_tiles", "step_lines"],
-    "cost_groups": ["rank_groups"],
+    "cost_groups": ["rank_groups", "rank_quads"],
     "thin_groups": ["thin_kept"],
 }  # fmt: skip
 CASES = {

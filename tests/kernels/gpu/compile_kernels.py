@@ -146,7 +146,9 @@ def variants():
             nm_mask_2d.THREADS,
             True,
         )
-    for n, m in [(2, 4), (16, 32)]:
+    quads = {"N": 2, "CHUNK": GROUPS_CHUNK // 4, "IS_APART": False}
+    yield "rank_quads 2:4", cost_groups.rank_quads, quads, {}, GROUPS_CHUNK, 128, True
+    for n, m in [(4, 8), (16, 32)]:
         width = triton.next_power_of_2(m)
         groups = {"M": m, "WIDTH": width, "CHUNK": GROUPS_CHUNK // width}
         yield f"rank_groups {n}:{m}", cost_groups.rank_groups, groups | {"N": n}, {}, GROUPS_CHUNK, 128, False
