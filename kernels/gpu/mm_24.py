@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.kernels.gpu.access import warps
-from trisparse.kernels.gpu.mm_24_sparse import add_up, config_for, has_sparse_cores, mm_24_sparse
+from trisparse.kernels.gpu.mm_24_sparse import MOST_TOKENS, add_up, config_for, has_sparse_cores, mm_24_sparse
 from trisparse.kernels.gpu.quads import join_quads, load_bits, spread
 from trisparse.kernels.layouts_24 import padded
 
@@ -84,6 +84,6 @@ def mm_24(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, cols: int, 
     x = x.contiguous()
     if not x.shape[0] or not rows:
         return x.new_empty(x.shape[0], rows)
-    if has_sparse_cores(x.device):
+    if len(x) <= MOST_TOKENS and has_sparse_cores(x.device):
         return mm_24_sparse(x, packed, bias, rows, cols, layout, config_for(x.shape[0], *padded(rows, cols, layout)))
     return mm_24_spread(x, packed, bias, rows, cols, layout)

@@ -20,6 +20,7 @@ from trisparse.kernels.gpu.epilogue import add_shares
 from trisparse.kernels.gpu.sparse_mma import add_products, as_one_tensor, load_16_bytes, nibbles_of, pair_of
 from trisparse.kernels.layouts_24 import padded
 
+MOST_TOKENS = 16  # with more, x is read more often than W, and unpacking W once for all tokens is faster
 ARRANGE_WARPS = 2
 SUM_ROWS = 256  # of a program that adds shares up
 
@@ -122,13 +123,15 @@ class Config(NamedTuple):
 
 
 def config_for(tokens: int, rows: int, cols: int) -> Config:
-    """The launch for a padded matrix; 8 tokens are a fragment."""
-    if tokens > 16:  # from here on x is read more often than W, so that warps share it
-        down = 4 if rows >= 16384 else 1
-        return Config(high=2, steps=1, down=down, across=8 // down, is_arranged=True)
-    if tokens > 8:
-        return Config(high=2, steps=2, down=1, across=8)
-    return Config(high=1, steps=2 if cols < 2048 else 4, down=1, across=8 if cols > 512 else 4)
+    """The launch for a padded matrix and at most `MOST_TOKENS`, as an H200 was fastest; 8 tokens are a fragment."""
+    if tokens <= 8:
+        is_narrow = rows <= 1024 and cols > 2048  # few programs, each with much to read
+        return Config(high=1, steps=4 if cols < 2048 else 8, down=1, across=8 if is_narrow else 4)
+    if rows * cols > 1e8:
+        return Config(high=2, steps=2, down=2, across=2)
+    if rows > 8192:
+        return Config(high=1, steps=2, down=2, across=4, is_arranged=True)
+    return Config(high=1, steps=4, down=1, across=4)
 
 
 @functools.cache

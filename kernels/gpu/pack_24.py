@@ -1,6 +1,6 @@
 """Packing of 2:4 matrices, W alone or W and its transpose from one read; for the formats see `layouts_24`.
 
-A program takes 16 x 8 tiles of 4 x 4 weights. What is kept of a tile is an integer of 16 bits, column + 4 * row,
+A program takes 16 x 16 tiles of 4 x 4 weights. What is kept of a tile is an integer of 16 bits, column + 4 * row,
 chosen in the program or given; everything that is written follows from it.
 """
 
@@ -24,7 +24,7 @@ from trisparse.kernels.gpu.quads import (
 )
 from trisparse.kernels.layouts_24 import packed_size, padded
 
-DOWN, ACROSS, WARPS = 16, 8, 2  # tiles a program, and its warps; narrow, so that a warp has the 8 x 8 tiles of a word
+DOWN, ACROSS, WARPS = 16, 16, 4  # tiles a program, and its warps: a warp has the 8 x 8 tiles of a word
 
 
 @triton.jit

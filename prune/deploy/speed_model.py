@@ -1,20 +1,20 @@
 """What a product should take, where nothing may be measured: on a GPU of H200's class, or a core with AVX-512.
 
-A roofline: the slower of bytes and multiplications, over a call. The GPU's rates of the packed formats are estimates
-from the bytes that each has to gather for a multiplication, not measurements; the CPU's are what the kernels were seen
-to reach (`benchmarks/results/cpu_products.json`). A format has to promise a clear gain.
+A roofline: the slower of bytes and multiplications, over a call. Its rates are what the kernels were seen to reach, on an
+H200 (`benchmarks/results/NVIDIA-H200/`) and on a CPU (`benchmarks/results/cpu_products.json`). A format has to promise
+a clear gain.
 """
 
 from __future__ import annotations
 
 GAIN = 1.15  # what a promise has to be
-_BANDWIDTH = 4.3e12  # bytes a second
-_DENSE = 690e12  # operations a second of cuBLAS in 16 bits
-_LAUNCH = 2.5e-6  # seconds
-_VECTORS = 5.5e12  # operations a second, times the height of a vector
-_BLOCKS = {16: 75e12, 32: 150e12, 64: 250e12, 128: 450e12}
-_FEW = 64  # tokens up to which packed 2:4 are unpacked in registers
-_GAIN_24 = 1.15  # of 2:4 libraries, with many tokens and large matrices
+_BANDWIDTH = 3.4e12  # bytes a second of a product with few tokens
+_DENSE = 750e12  # operations a second of cuBLAS in 16 bits
+_LAUNCH = 5e-6  # seconds
+_VECTORS = {4: 25e12, 8: 45e12, 16: 75e12, 32: 110e12}  # operations a second, by the height of a vector
+_BLOCKS = {16: 65e12, 32: 190e12, 64: 330e12, 128: 400e12}
+_FEW = 16  # tokens up to which packed 2:4 go to sparse tensor cores as they are
+_OUTPUTS_24, _GAIN_24 = 3e6, 1.35  # of cuSPARSELt with at least so many outputs and 2048 rows and columns
 
 # of one core, in float32
 _CPU_BANDWIDTH, _CPU_PACKED_BANDWIDTH = 28e9, 20e9
@@ -39,11 +39,12 @@ def packed_seconds(
     work = 2 * rows * cols * tokens * stored
     if kind == "2:4":
         if tokens <= _FEW:
-            return max(moved / (0.85 * _BANDWIDTH), 2 * work / (0.5 * _DENSE)) + _LAUNCH
-        slow = tokens < 1024 or min(rows, cols) < 2048
-        return dense_seconds(rows, cols, tokens, itemsize) / (0.9 if slow else _GAIN_24)
-    rate = _VECTORS * block[0] if kind == "vectors" else _BLOCKS[min(block)]
-    return max(moved / (0.7 * _BANDWIDTH), work / rate) + _LAUNCH
+            return moved / _BANDWIDTH + _LAUNCH
+        is_slow = rows * tokens < _OUTPUTS_24 or min(rows, cols) < 2048
+        return dense_seconds(rows, cols, tokens, itemsize) / (0.9 if is_slow else _GAIN_24)
+    height = max((n for n in _VECTORS if n <= block[0]), default=4)
+    rate = _VECTORS[height] if kind == "vectors" else _BLOCKS[min(block)]
+    return max(moved / (0.9 * _BANDWIDTH), work / rate) + _LAUNCH
 
 
 def expected_gain(kind: str, block: tuple[int, int], stored: float, nbytes: int, *sizes: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,19 +38,22 @@ def _cslt_compress(dense: Tensor) -> Tensor:
     return torch._cslt_compress(dense).flatten()  # [rows, …] since torch 2.11
 
 
-_ALGORITHMS = {(800, 9, 0): 17}  # cuSPARSELt's version and the device's capability
-_MANY = 1024  # tokens from which on that is the fastest on an H200, by a third and more; before the usual one is
+# cuSPARSELt's version and the device's capability -> up to how many outputs which algorithm is the fastest; the numbers
+# are those of an H200 over nine shapes and 72 to 8192 tokens, where the library's own choice takes up to twice as long
+_ALGORITHMS = {(800, 9, 0): ((1e6, 15), (3e6, 13), (math.inf, 17))}
 
 
 @functools.cache
-def _algorithm(device: torch.device) -> int:
-    """Number of the algorithm for many tokens, 0 for the library's usual one."""
+def _algorithms(device: torch.device) -> tuple[tuple[float, int], ...]:
+    """What is known of this device and library; else the library's own choice."""
+    if device.type != "cuda":
+        return ((math.inf, 0),)
     version = torch.backends.cusparselt.version()
-    return _ALGORITHMS.get((version, *torch.cuda.get_device_capability(device)), 0)
+    return _ALGORITHMS.get((version, *torch.cuda.get_device_capability(device)), ((math.inf, 0),))
 
 
 def _cslt_multiply(x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-    number = _algorithm(x.device) if len(x) >= _MANY and x.is_cuda else 0
+    number = next(number for most, number in _algorithms(x.device) if len(x) * rows <= most)
     return torch._cslt_sparse_mm(packed.view(rows, -1), x.t(), bias=bias, transpose_result=True, alg_id=number)
 
 

@@ -13,7 +13,7 @@ from trisparse.sparse_ops.library import check_derivative, define, differentiabl
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
 from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
-FEW_TOKENS = 64  # up to here a kernel of ours unpacks W in registers
+FEW_TOKENS = 64  # up to here a kernel of ours
 
 
 def mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
@@ -90,7 +90,8 @@ def mm_24(
 ) -> Tensor:
     """`x @ W.T + bias` with W packed as 2:4, on sparse tensor cores where there are some.
 
-    On a GPU up to 64 tokens run a kernel that unpacks W in registers; more go to cuSPARSELt or CUTLASS, whichever
+    On a GPU up to 16 tokens run a kernel that takes W to sparse tensor cores as it is stored (on AMD, and up to 64
+    tokens, one that unpacks W in registers); more go to cuSPARSELt or CUTLASS, whichever
     reads the matrix's layout; where neither does, W is unpacked and multiplied densely. Nothing waits for the
     device. On a CPU the kernel is `kernels/cpu/mm_24.cpp`, for float32 and bfloat16 and bitmasks; otherwise W is
     unpacked. The gradient of x takes the packed transpose if there is one, else W unpacked.

@@ -215,7 +215,7 @@ def variants_24():
             constants, types = shape | {"IS_SHARE": True, "HAS_BIAS": False}, pointers | {"out_ptr": "*fp32"}
             name, size = f"multiply_few {tokens} {layout}", mm_24.ROWS * mm_24.COLS
             yield name, mm_24.multiply_few, constants, types, size, mm_24.THREADS, True
-        for tokens in (8, 16, 64):
+        for tokens in (8, 16):
             config = mm_24_sparse.config_for(tokens, 4096, 4096)
             constants = {"LAYOUT": layout, "TILES": tokens // 8, "IS_ARRANGED": config.is_arranged, "IS_SHARE": False}
             constants |= {key.upper(): getattr(config, key) for key in ("high", "steps", "down", "across")}

@@ -54,7 +54,13 @@ class CusparseLt:
         self, compressed_A, dense_B, bias=None, alpha=None, out_dtype=None, transpose_result=False, alg_id=0,  # noqa: N803
         split_k=1, split_k_mode=-1,
     ):  # fmt: skip
-        assert (alpha, out_dtype, alg_id, split_k, split_k_mode) == (None, None, 0, 1, -1)
+        assert (alpha, out_dtype, alg_id, split_k, split_k_mode) == (
+            None,
+            None,
+            0,
+            1,
+            -1,
+        )  # no algorithm is known of a CPU
         assert compressed_A.dtype == dense_B.dtype
         assert dense_B.dim() == 2
         if compressed_A.dim() != 2:

@@ -98,7 +98,7 @@ def test_sums_do_not_depend_on_what_a_token_beside_them_is(cores):
     assert torch.equal(got[[0, 2]], want[[0, 2]])
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 9, 16, 17, 64])
+@pytest.mark.parametrize("tokens", [1, 8, 9, 16])
 def test_every_configuration_divides_a_padded_matrix(tokens):
     for rows in (64, 768, 4096, 28672):
         for cols in (64, 768, 4096, 28672):
