@@ -38,6 +38,7 @@ def plan_units(
     others: Sequence[Sequence[Tensor | None]],
     blocks: Sequence[tuple[int, int]],
     before: Sequence[Tensor] | None = None,
+    addresses: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
     """Plan the launches over unit views and what lies beside them.
 
@@ -47,8 +48,9 @@ def plan_units(
             for which one is None takes no part.
         blocks: `(n, m)` of each layer.
         before: a plan of the same layers, shapes, strides and dtypes; but for addresses it is kept.
+        addresses: of the weights and of each list beside them, 0 for None, if they are known.
     """
-    if before is not None and (moved := _move(before, weights, others)) is not None:
+    if before is not None and (moved := _move(before, addresses or _addresses_of(weights, *others))) is not None:
         return moved
     groups: dict[tuple[int, ...], list[Geometry]] = {}
     launch_of = [-1] * len(weights)
@@ -72,13 +74,12 @@ def plan_units(
 
 
 def plan_selection(
-    scores: Sequence[Tensor], masks: Sequence[Tensor], sizes: Sequence[int], before: Sequence[Tensor] | None = None
-) -> list[Tensor]:
+    scores: Sequence[Tensor], masks: Sequence[Tensor], sizes: Sequence[int], before: Sequence[Tensor] | None = None,
+    addresses: Sequence[Sequence[int]] | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Plan of `select_units`: whether all is aligned (on the CPU), addresses, lengths, work items, unit sizes."""
     device = scores[0].device
-    addresses = [[score.data_ptr(), mask.data_ptr()] for score, mask in zip(scores, masks, strict=True)]
-    aligned = all(address % ALIGN == 0 for pair in addresses for address in pair)
-    moving = [torch.tensor(aligned), upload(addresses, torch.int64, device)]
+    moving = _pointers(addresses or _addresses_of(scores, masks), device)
     if before is not None:
         return [*moving, *before[2:]]
     lengths = [score.numel() for score in scores]
@@ -91,17 +92,16 @@ def plan_selection(
 
 
 def plan_groups(
-    operands: Sequence[Sequence[Tensor]], lengths: Sequence[int], m: int, before: Sequence[Tensor] | None = None
-) -> list[Tensor]:
+    operands: Sequence[Sequence[Tensor]], lengths: Sequence[int], m: int, before: Sequence[Tensor] | None = None,
+    addresses: Sequence[Sequence[int]] | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Plan over N:M groups of m, so many in each layer: whether all is aligned, addresses, lengths, work items."""
     device = operands[0][0].device
-    addresses = np.array([[t.data_ptr() for t in operand] for operand in operands], dtype=np.int64).T
-    aligned = torch.tensor(not (addresses % ALIGN).any())
-    pointers = upload(np.ascontiguousarray(addresses), torch.int64, device)
+    moving = _pointers(addresses or _addresses_of(*operands), device)
     if before is not None:
-        return [aligned, pointers, *before[2:]]
+        return [*moving, *before[2:]]
     items = chunk_flat(lengths, GROUPS_CHUNK >> (m - 1).bit_length())
-    return [aligned, pointers, upload(lengths, torch.int64, device), upload(items, torch.int32, device)]
+    return [*moving, upload(lengths, torch.int64, device), upload(items, torch.int32, device)]
 
 
 def launches(plan: Sequence[Tensor]) -> list[Launch]:
@@ -113,12 +113,21 @@ def launches(plan: Sequence[Tensor]) -> list[Launch]:
     ]
 
 
-def _move(
-    plan: Sequence[Tensor], weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]
-) -> list[Tensor] | None:
+def _addresses_of(*operands: Sequence[Tensor | None]) -> list[list[int]]:
+    """Of each list of operands, 0 for None."""
+    return [[0 if t is None else t.data_ptr() for t in tensors] for tensors in operands]
+
+
+def _pointers(every: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """Whether all are aligned, on the CPU, and addresses `[layers, operands]` on the device."""
+    addresses = np.array(every, dtype=np.int64).T
+    aligned = torch.tensor(not (addresses % ALIGN).any())
+    return [aligned, upload(np.ascontiguousarray(addresses), torch.int64, device)]
+
+
+def _move(plan: Sequence[Tensor], every: Sequence[Sequence[int]]) -> list[Tensor] | None:
     """The plan with new addresses, or None if one of them is not aligned, as its launch wants it."""
     launch_of = plan[1].numpy()
-    every = [[0 if t is None else t.data_ptr() for t in operand] for operand in (weights, *others)]
     addresses = np.array(every, dtype=np.int64).T  # [layers, operands]
     moved = list(plan)
     for i, layout in enumerate(plan[0][:, 0].tolist() if len(plan[0]) else []):

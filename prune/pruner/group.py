@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,7 +172,7 @@ class PrunedGroup:
             [layer.grad_view if steps[i] else None for i, layer in enumerate(self.layers)],
             moments("exp_avg"),
             moments("exp_avg_sq"),
-            upload(rows, torch.float64, self.seen.device),
+            upload(np.array(rows), torch.float64, self.seen.device),
             self.scores if is_due else [],
             masks if self._is_masked else [],
             self.score_blocks,

@@ -88,7 +88,9 @@ def apply_masks(
         return
     tables = []
     if plan:
-        tables = plan.tables("apply_masks", lambda old: plan_units(weights, [masks], blocks, old), weights, masks)
+        tables = plan.tables(
+            "apply_masks", lambda old, found: plan_units(weights, [masks], blocks, old, found), weights, masks
+        )
     _call(weights, masks, flat(blocks), tables)
 
 

@@ -87,7 +87,7 @@ def cost_groups(
     if plan:
         operands = ranked, scores, best, costs
         lengths = [score.numel() // m for score in scores]
-        tables = plan.tables("cost_groups", lambda old: plan_groups(operands, lengths, m, old), *operands)
+        tables = plan.tables("cost_groups", lambda old, found: plan_groups(operands, lengths, m, old, found), *operands)
     _call(ranked, scores, best, costs, n, m, tables)
 
 

@@ -143,11 +143,16 @@ def masked_adamw(
     )
     if not weights:
         return
-    grads = [like_weight(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+    grads = [  # a call for each would cost more than what it looks at
+        grad if grad is None or grad.stride() == weight.stride() else like_weight(weight, grad)
+        for weight, grad in zip(weights, grads, strict=True)
+    ]
     tables = []
     if plan:
         beside = [grads, scores or weights, masks or weights, firsts, seconds]
-        tables = plan.tables("masked_adamw", lambda old: plan_units(weights, beside, blocks, old), weights, *beside)
+        tables = plan.tables(
+            "masked_adamw", lambda old, found: plan_units(weights, beside, blocks, old, found), weights, *beside
+        )
     _call(
         weights, grads, firsts, seconds, rates, scores, masks, flat(blocks), seen, criterion, reduce, decay,
         grad_scale, tables,

@@ -39,13 +39,16 @@ class Plan:
             self._checked.add(op)
 
     def tables(
-        self, op: str, make: Callable[[list[Tensor] | None], list[Tensor]], *operands: Sequence[Tensor | None]
+        self,
+        op: str,
+        make: Callable[[list[Tensor] | None, list[list[int]]], list[Tensor]],
+        *operands: Sequence[Tensor | None],
     ) -> list[Tensor]:
         """The operator's tables for these operands; none where plain torch runs.
 
         Args:
             op: name of the operator.
-            make: builds the tables, or writes new addresses into those it is given.
+            make: builds the tables, or writes new addresses into those it is given; gets the addresses of all operands.
             operands: what the tables point at.
         """
         every = [t for tensors in operands for t in tensors]
@@ -58,7 +61,7 @@ class Plan:
         if known is None or addresses != known.addresses or dtypes != known.dtypes:
             forms = self._forms(known, operands, addresses)
             same = known is not None and forms == known.forms and dtypes == known.dtypes
-            known = _Known(addresses, forms, dtypes, make(known.tables if known and same else None))
+            known = _Known(addresses, forms, dtypes, make(known.tables if known and same else None, addresses))
             if _is_capturing(first.device):  # the copy to the device runs only when the graph does
                 self._captured.append(known.tables)
                 return known.tables

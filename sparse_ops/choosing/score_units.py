@@ -158,18 +158,21 @@ def score_units(
     (plan or Plan()).check("score_units", lambda: _check(scores, weights, grads, blocks, seen, criterion, reduce))
     if not scores:
         return
-    grads = [like_weight(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+    grads = [  # a call for each would cost more than what it looks at
+        grad if grad is None or grad.stride() == weight.stride() else like_weight(weight, grad)
+        for weight, grad in zip(weights, grads, strict=True)
+    ]
     tables = []
     if plan:
         beside = [weights if criterion == "magnitude" else grads, scores]
-        tables = plan.tables("score_units", lambda old: plan_units(weights, beside, blocks, old), weights, *beside)
+        tables = plan.tables(
+            "score_units", lambda old, found: plan_units(weights, beside, blocks, old, found), weights, *beside
+        )
     _call(scores, weights, grads, flat(blocks), seen, criterion, reduce, decay, grad_scale, tables)
 
 
-def like_weight(weight: Tensor, grad: Tensor | None) -> Tensor | None:
+def like_weight(weight: Tensor, grad: Tensor) -> Tensor:
     """The gradient with its weight's strides, a copy only where they differ."""
-    if grad is None or grad.stride() == weight.stride():
-        return grad
     if all(size == 1 or a == b for size, a, b in zip(grad.shape, grad.stride(), weight.stride(), strict=True)):
         return grad
     return torch.empty_strided(weight.shape, weight.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)

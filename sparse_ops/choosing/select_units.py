@@ -209,7 +209,9 @@ def select_units(
         return
     tables = []
     if plan and all(score.dtype == torch.float32 and score.is_contiguous() for score in scores):
-        tables = plan.tables("select_units", lambda old: plan_selection(scores, masks, sizes, old), scores, masks)
+        tables = plan.tables(
+            "select_units", lambda old, found: plan_selection(scores, masks, sizes, old, found), scores, masks
+        )
     _call(scores, masks, sizes, lo, hi, targets, tables)
 
 

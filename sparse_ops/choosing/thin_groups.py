@@ -61,7 +61,7 @@ def thin_groups(
     if plan:
         operands = kept, best, before, after
         lengths = [was.numel() for was in before]
-        tables = plan.tables("thin_groups", lambda old: plan_groups(operands, lengths, m, old), *operands)
+        tables = plan.tables("thin_groups", lambda old, found: plan_groups(operands, lengths, m, old, found), *operands)
     _call(kept, best, before, after, m, tables)
 
 

@@ -43,7 +43,7 @@ def test_tables_follow_the_operands():
     plan, made = Plan(), []
 
     def tables(weights, grads):
-        def make(old):
+        def make(old, addresses):
             made.append(old)
             return plan_units(weights, [grads], blocks, old)
 

@@ -15,7 +15,7 @@ import torch
 from trisparse import MaskedAdamW, Pruner, PruningConfig
 
 MODELS = {"bert-mini": (4, 256, 4), "bert-base": (12, 768, 12)}
-BATCH, LENGTH, FREQUENCY, ROUNDS = 32, 128, 10, 16
+BATCH, LENGTH, FREQUENCY, ROUNDS = 32, 128, 10, 12
 CASES = [("4x1", "AdamW"), ("4x1", "MaskedAdamW"), ("2:4", "AdamW"), ("1xchannel", "AdamW")]
 
 

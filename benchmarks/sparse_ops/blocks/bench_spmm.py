@@ -69,7 +69,9 @@ def test_product(compare, device, name, tokens, block, sparsity):
     compare(product.__name__, name, ours, rivals_of(weight, x, block), nbytes, check)
 
 
-@pytest.mark.parametrize(("name", "tokens", "block", "sparsity"), cases([4096]) if HERE == "cuda" else cases([16]))
+@pytest.mark.parametrize(
+    ("name", "tokens", "block", "sparsity"), cases([64, 256, 4096]) if HERE == "cuda" else cases([16])
+)
 def test_training_step(compare, device, name, tokens, block, sparsity):
     """Forward and all gradients, the weight's only where it is stored."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
