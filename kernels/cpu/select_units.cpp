@@ -49,9 +49,32 @@ static inline int32_t read_keys(const Units& layer, int64_t at, Keys& keys) {
   return (int32_t)here;
 }
 
+// A byte for each lane, 1 where a comparison holds, eight to a word.
+struct Lanes {
+  uint64_t words[(LANES + 7) / 8] = {};
+  explicit Lanes(Keys holds) {
+    Flags flags = __builtin_convertvector(holds & 1, Flags);
+    std::memcpy(words, &flags, LANES);
+  }
+  bool any() const {
+    uint64_t found = 0;
+    for (uint64_t word : words) found |= word;
+    return found;
+  }
+};
+
 static inline int64_t bin_of(int32_t key) { return (key >> SHIFT) + BINS / 2; }
 
 static void count(const Units& layer, int64_t* histogram) {
+  if (layer.count < 8 * BINS) {
+    std::fill(histogram, histogram + BINS, 0);
+    for (int64_t at = 0; at < layer.count; at += LANES) {
+      Keys keys;
+      int32_t here = read_keys(layer, at, keys);
+      for (int32_t l = 0; l < here; l++) histogram[bin_of(keys[l])]++;
+    }
+    return;
+  }
   std::vector<uint32_t> mine(BINS * 2);  // two, since the same bin twice in a row waits for itself
   for (int64_t at = 0; at < layer.count; at += LANES) {
     Keys keys;
@@ -61,17 +84,19 @@ static void count(const Units& layer, int64_t* histogram) {
   for (int64_t b = 0; b < BINS; b++) histogram[b] = mine[b] + mine[BINS + b];
 }
 
-// Keys whose bins are in a range, in the order of their units; `out` has room for one more.
+// Keys whose bins are in a range, in the order of their units.
 static int64_t collect(const Units& layer, int64_t first, int64_t last, int32_t* out) {
   int64_t found = 0;
+  int32_t from = (int32_t)(first - BINS / 2), to = (int32_t)(last - BINS / 2);
   for (int64_t at = 0; at < layer.count; at += LANES) {
     Keys keys;
     int32_t here = read_keys(layer, at, keys);
-    for (int32_t l = 0; l < here; l++) {
-      int64_t bin = bin_of(keys[l]);
-      out[found] = keys[l];
-      found += bin >= first && bin <= last;
-    }
+    Lanes inside(((keys >> SHIFT) >= from) & ((keys >> SHIFT) <= to));
+    for (int64_t w = 0; w < (LANES + 7) / 8; w++)
+      for (uint64_t word = inside.words[w]; word; word &= word - 1) {
+        int32_t l = (int32_t)(w * 8 + __builtin_ctzll(word) / 8);
+        if (l < here) out[found++] = keys[l];
+      }
   }
   return found;
 }
@@ -84,16 +109,15 @@ static void write(const Units& layer, int32_t edge, int64_t ties) {
     Keys keep = keys > edge, equal = keys == edge;
     uint8_t flags[LANES];
     store(flags, __builtin_convertvector(keep & 1, Flags));
-    int32_t any = 0;
-    for (int32_t l = 0; l < LANES; l++) any |= equal[l];
-    if (any)
+    if (Lanes(equal).any())
       for (int32_t l = 0; l < here; l++)
         if (keys[l] == edge) flags[l] = ties-- <= 0;
     std::memcpy(layer.mask + at, flags, here);
   }
 }
 
-static void prune(const Units& layer, const int64_t* histogram) {
+// `known` are the keys of one bin.
+static void prune(const Units& layer, const int64_t* histogram, const int32_t* known, int64_t known_bin) {
   if (layer.prune <= histogram[0]) return;  // the first bin is of those that are gone
   if (layer.prune >= layer.count) {
     std::memset(layer.mask, 0, layer.count);
@@ -101,10 +125,13 @@ static void prune(const Units& layer, const int64_t* histogram) {
   }
   int64_t before = 0, bin = 0;
   while (before + histogram[bin] < layer.prune) before += histogram[bin++];
-  std::vector<int32_t> keys(histogram[bin] + 1);
-  int64_t found = collect(layer, bin, bin, keys.data());
+  std::vector<int32_t> keys(histogram[bin]);
+  if (bin == known_bin)
+    std::copy(known, known + keys.size(), keys.begin());
+  else
+    collect(layer, bin, bin, keys.data());
   auto nth = keys.begin() + (layer.prune - before - 1);
-  std::nth_element(keys.begin(), nth, keys.begin() + found);
+  std::nth_element(keys.begin(), nth, keys.end());
   int64_t lower = std::count_if(keys.begin(), nth, [&](int32_t key) { return key < *nth; });
   write(layer, *nth, layer.prune - before - lower);
 }
@@ -119,14 +146,13 @@ extern "C" void count_units(const Units* layers, int64_t* histograms, const void
 
 extern "C" void collect_units(const Units* layers, int32_t* keys, const int64_t* bins, int64_t number, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < number; i++) {
-    std::vector<int32_t> mine(layers[i].count + 1);  // a layer's own, since collecting writes one past what it finds
-    int64_t found = collect(layers[i], bins[0], bins[1], mine.data());
-    std::copy(mine.begin(), mine.begin() + found, keys + layers[i].place);
-  }
+  for (int64_t i = 0; i < number; i++) collect(layers[i], bins[0], bins[1], keys + layers[i].place);
 }
 
-extern "C" void prune_units(const Units* layers, const int64_t* histograms, const void*, int64_t number, int64_t threads) {
+// `known`: the keys of one bin, as collect_units left them; the bin is before them.
+extern "C" void prune_units(
+    const Units* layers, const int64_t* histograms, const int32_t* known, int64_t number, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < number; i++) prune(layers[i], histograms + i * BINS);
+  for (int64_t i = 0; i < number; i++)
+    prune(layers[i], histograms + i * BINS, known + 1 + layers[i].place, known[0]);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,24 +35,26 @@ class CompiledUnits:
 
     def __init__(self, scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         self._scores, self._masks = scores, masks
+        self._known, self._places = torch.tensor([-1], dtype=torch.int32), [0] * len(scores)
         self.histogram = torch.empty(len(scores), BINS, dtype=torch.int64)
         self._call("count_units", self.histogram, None)
 
     def collect(self, first: int, last: int) -> list[Tensor]:
         """Keys of each layer in these bins, both included, in the order of their units."""
         counts = self.histogram[:, first : last + 1].sum(1).tolist()
-        keys = torch.empty(sum(counts), dtype=torch.int32)
-        parts = list(keys.split(counts))
-        places = [sum(counts[:i]) for i in range(len(counts))]
-        self._call("collect_units", keys, torch.tensor([first, last]), places)
-        return parts
+        known = torch.empty(1 + sum(counts), dtype=torch.int32)
+        places = [0, *itertools.accumulate(counts)][:-1]
+        self._call("collect_units", known[1:], torch.tensor([first, last]), places)
+        if first == last:  # where most layers end, so that `prune` need not look for them again
+            known[0], self._known, self._places = first, known, places
+        return list(known[1:].split(counts))
 
     def prune(self, counts: Sequence[int]) -> None:
         """Write masks so that so many units of each layer are gone, the lowest; what is gone stays so."""
-        self._call("prune_units", self.histogram, None, prune=counts)
+        self._call("prune_units", self.histogram, self._known, self._places, counts)
 
     def _call(
-        self, name: str, tensor: Tensor, bins: Tensor | None, places: Sequence[int] = (), prune: Sequence[int] = ()
+        self, name: str, tensor: Tensor, other: Tensor | None, places: Sequence[int] = (), prune: Sequence[int] = ()
     ) -> None:
         function: Any = function_of(name)
         none = [0] * len(self._scores)
@@ -60,5 +63,5 @@ class CompiledUnits:
             for score, mask, place, count in zip(self._scores, self._masks, places or none, prune or none, strict=True)
         ]
         layers = (_Layer * len(rows))(*rows)
-        address = 0 if bins is None else bins.data_ptr()
+        address = 0 if other is None else other.data_ptr()
         function(ctypes.addressof(layers), tensor.data_ptr(), address, len(rows), torch.get_num_threads())

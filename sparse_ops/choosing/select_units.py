@@ -69,21 +69,25 @@ def _count_pruned(units: _Units, sizes: Tensor, lo: Tensor, hi: Tensor, target: 
     """How many units of each layer the walk prunes, int64 `[layers]`."""
     if 2 * int((lo * sizes).sum()) + int(sizes.min()) >= 2 * target:
         return lo
-    first, last = 0, BINS - 1
+    first, last, is_one_size = 0, BINS - 1, bool((sizes == sizes[0]).all())
     before = torch.zeros_like(lo)
     if int(units.histogram.sum()) > _FEW:
         below = torch.cumsum(units.histogram, 1)  # [layers, bins], the units in this bin or a lower one
-        gone = (below.clamp(lo[:, None], hi[:, None]) * sizes[:, None]).sum(0)
+        clamped = below.clamp_(lo[:, None], hi[:, None])
+        gone = clamped.sum(0) * sizes[0] if is_one_size else (clamped * sizes[:, None]).sum(0)
 
         def first_bin_past(size: int) -> int:  # the walk passes a unit of this size while gone < target - size / 2
             return int(torch.searchsorted(2 * gone, torch.tensor(2 * target - size)))
 
         first, last = first_bin_past(int(sizes.max())), min(first_bin_past(int(sizes.min())), BINS - 1)
         if first >= BINS:
-            return below[:, -1].clamp(lo, hi)
-        before = below[:, first] - units.histogram[:, first]
+            return clamped[:, -1]
+        before = units.histogram[:, :first].sum(1)
 
     candidates = units.collect(first, last)
+    is_free = bool((before >= lo).all() & (before + units.histogram[:, first] <= hi).all())
+    if first == last and is_free and is_one_size:
+        return before + _share(candidates, int(sizes[0]), target - int((before * sizes).sum()))
     key = torch.cat(candidates)
     layer = torch.repeat_interleave(torch.arange(len(candidates)), torch.tensor([len(part) for part in candidates]))
     order = torch.argsort(key, stable=True)
@@ -97,6 +101,20 @@ def _count_pruned(units: _Units, sizes: Tensor, lo: Tensor, hi: Tensor, target: 
     floor = before.clamp(lo, hi)
     taken = _walk(ranks, sizes[layer], floor[layer], hi[layer], int((floor * sizes).sum()), target)
     return floor + torch.bincount(layer[taken], minlength=len(candidates))
+
+
+def _share(candidates: Sequence[Tensor], size: int, target: int) -> Tensor:
+    """How many of each layer's keys are among the lowest that weigh `target`, units of one size and without bounds."""
+    every = torch.cat(candidates)
+    count = min(max(-((size - 2 * target) // (2 * size)), 0), len(every))
+    if not count:
+        return torch.zeros(len(candidates), dtype=torch.int64)
+    edge = torch.kthvalue(every, count).values
+    lower, equal = (torch.stack([part.sum() for part in parts]) for parts in (
+        [part < edge for part in candidates], [part == edge for part in candidates],
+    ))  # fmt: skip
+    left = count - int(lower.sum())  # ties go to the first layers
+    return lower + (torch.cumsum(equal, 0).clamp(max=left) - (torch.cumsum(equal, 0) - equal).clamp(max=left))
 
 
 def _lowest(key: Tensor, bins: Tensor, histogram: Tensor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-// As spmm_check.cpp, for what chooses: scores, masked writes and N:M masks, against loops over single weights.
+// As spmm_check.cpp, for what chooses: scores, masked writes, N:M masks and units, against loops over single weights.
 #include <omp.h>
 
 #include <algorithm>
@@ -14,6 +14,10 @@ namespace masking {
 }
 namespace ranking {
 #include "nm_mask.cpp"
+}
+
+namespace selecting {
+#include "select_units.cpp"
 }
 
 struct Shape {
@@ -93,6 +97,60 @@ static int check_groups(int64_t rows, int64_t groups, int64_t n, int64_t m, std:
   return wrong;
 }
 
+// Units of two layers: how many are in each bin, those of some bins, and the lowest, after sorting all of them.
+static int check_units(int64_t first_count, int64_t second_count, std::mt19937& random) {
+  constexpr int64_t bins = selecting::BINS;
+  const float some[] = {0, -0.0f, 1, 2, INFINITY, NAN, 1e-40f, -1, -INFINITY, 3.5f};
+  std::vector<float> scores[2];
+  std::vector<uint8_t> masks[2];
+  std::vector<selecting::Units> layers;
+  int64_t counts[2] = {first_count, second_count};
+  for (int i : {0, 1}) {
+    for (int64_t u = 0; u < counts[i]; u++) {
+      scores[i].push_back(random() % 2 ? some[random() % 10] : draw(random, false));
+      masks[i].push_back(random() % 4 > 0);
+    }
+    layers.push_back({scores[i].data(), masks[i].data(), counts[i], i * first_count, (int64_t)(random() % (counts[i] + 1))});
+  }
+  auto key = [&](int i, int64_t u) -> int64_t {  // where a score stands among all others
+    if (!masks[i][u]) return std::numeric_limits<int32_t>::min();
+    float score = scores[i][u] == 0 ? 0.0f : scores[i][u];
+    int32_t bits;
+    std::memcpy(&bits, &score, 4);
+    return score != score ? 0x7fffffff : bits < 0 ? bits ^ 0x7fffffff : bits;
+  };
+  std::vector<int64_t> histograms(2 * bins, 7), want(2 * bins);
+  std::vector<int32_t> keys(first_count + second_count, 7);
+  std::vector<std::vector<int64_t>> every(2);
+  for (int i : {0, 1})
+    for (int64_t u = 0; u < counts[i]; u++) {
+      every[i].push_back(key(i, u));
+      want[i * bins + (key(i, u) >> selecting::SHIFT) + bins / 2]++;
+    }
+  selecting::count_units(layers.data(), histograms.data(), nullptr, 2, 2);
+  int wrong = histograms != want;
+  int64_t all_bins[2] = {0, bins - 1};
+  selecting::collect_units(layers.data(), keys.data(), all_bins, 2, 2);
+  for (int i : {0, 1})
+    for (int64_t u = 0; u < counts[i]; u++) wrong += keys[i * first_count + u] != every[i][u];
+  std::vector<uint8_t> before[2] = {masks[0], masks[1]};
+  int64_t known_bin[2] = {bins / 2, bins / 2};  // of zeros
+  std::vector<int32_t> known(first_count + second_count + 1);
+  for (int i : {0, 1}) layers[i].place = i ? histograms[bins / 2] : 0;
+  selecting::collect_units(layers.data(), known.data() + 1, known_bin, 2, 2);
+  known[0] = (int32_t)(random() % 2 ? bins / 2 : -1);
+  selecting::prune_units(layers.data(), histograms.data(), known.data(), 2, 2);
+  for (int i : {0, 1}) {
+    int64_t gone = std::count(before[i].begin(), before[i].end(), 0), most = std::max(gone, layers[i].prune);
+    for (int64_t u = 0; u < counts[i]; u++) {
+      int64_t lower = 0;
+      for (int64_t v = 0; v < counts[i]; v++) lower += every[i][v] < every[i][u] || (every[i][v] == every[i][u] && v < u);
+      wrong += masks[i][u] != (before[i][u] && lower >= most);
+    }
+  }
+  return wrong;
+}
+
 int main() {
   std::mt19937 random(0);
   int wrong = 0;
@@ -107,6 +165,8 @@ int main() {
     for (int64_t groups : {1, 3, 20})
       for (bool is_half : {false, true})
         for (bool magnitude : {false, true}) wrong += check_groups(3, groups, n, m, random, is_half, magnitude);
+  for (int64_t count : {0, 1, 15, 16, 17, 200})
+    for (int turn = 0; turn < 6; turn++) wrong += check_units(count, 37, random);
   std::printf("%d differ\n", wrong);
   return wrong != 0;
 }

@@ -1,5 +1,6 @@
 """The C++ kernels that score, mask and rank: under sanitizers, and against the references."""
 
+import importlib
 import shutil
 
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from trisparse.kernels.cpu.apply_masks import apply_masks
 from trisparse.kernels.cpu.nm_mask import nm_mask
 from trisparse.kernels.cpu.score_units import score_units
+from trisparse.kernels.cpu.select_units import fits
 from trisparse.sparse_ops.choosing.apply_masks import apply_masks_reference
 from trisparse.sparse_ops.choosing.nm_mask import nm_mask_reference
 from trisparse.sparse_ops.choosing.score_units import CRITERIA, REDUCTIONS, score_units_reference
+from trisparse.sparse_ops.choosing.select_units import select_units_reference
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+selecting = importlib.import_module("trisparse.sparse_ops.choosing.select_units")
 SPECIAL = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, 1e-40, -3e38])
 
 
@@ -102,6 +106,32 @@ def test_groups(rows, groups, m, magnitude, dtype, seed, data):
     assert torch.equal(nm_mask(scores, n, m, 1, magnitude), want)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4), share=st.floats(0, 1.1), is_local=st.booleans(),
+    gone=st.floats(0, 0.7), size=st.integers(1, 3), more=st.integers(0, 1), few=st.sampled_from([0, 1 << 16]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_selections(sizes, share, is_local, gone, size, more, few, seed):
+    torch.manual_seed(seed)
+    scores = [SPECIAL[torch.randint(len(SPECIAL), (n,))] if seed % 2 else torch.rand(n) for n in sizes]
+    masks = [torch.rand(n) >= gone for n in sizes]
+    want = [mask.clone() for mask in masks]
+    weights, units = [size + i % 2 * more for i in range(len(sizes))], torch.tensor(sizes)
+    low, high = (
+        (torch.rand(len(sizes)) * units * 0.3 * (seed % 3 > 0)).long(),
+        (units * (0.8 + 0.1 * (seed % 5))).long(),
+    )
+    targets = (torch.tensor(weights) * units * share).long()
+    targets = targets if is_local else targets.sum()[None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selecting, "_FEW", few)
+        selecting._on_cpu(scores, masks, weights, low, high, targets, [])
+        select_units_reference(scores, want, weights, low, high, targets)
+    assert all(torch.equal(a, b) for a, b in zip(masks, want, strict=True))
+
+
 def test_what_there_is_no_kernel_for():
+    assert not fits([torch.rand(4).double()], [torch.ones(4, dtype=torch.bool)])
+    assert not fits([torch.rand(8)[::2]], [torch.ones(4, dtype=torch.bool)])
     assert nm_mask(torch.randn(4, 8), 2, 4, 0, False) is None
     assert nm_mask(torch.randn(4, 8, dtype=torch.float64), 2, 4, 1, False) is None
