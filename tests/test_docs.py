@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from trisparse.promises import table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -106,7 +108,7 @@ def test_flags_and_keys_exist():
 
     flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "overwrite", "nproc_per_node"}
-    flags |= {"data", "minilm", "rows", "seeds", "epochs", "device", "dtype"}
+    flags |= {"data", "minilm", "rows", "seeds", "epochs", "device", "dtype", "only", "budget_seconds", "dry_run"}
     for name, text in TEXTS.items():
         assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name
     rows = re.findall(r"^\| (`.*?) \|", TEXTS["configuration.md"], re.MULTILINE)
@@ -131,9 +133,33 @@ def test_instructions_are_those_recorded():
         ("mask_groups bf16 2:4", ""), ("mask_tiles_24 bf16", ""),
         ("pack_tiles bf16 magnitude cslt_sm90", ""), ("pack_tiles bf16 magnitude both ways cslt_sm90", ""),
         ("pack_tiles bf16 patterns both ways values cslt_sm90", ""), ("unpack_rows cslt_sm90", ""),
-        ("write_mask", ""), ("multiply_few 16 cslt_sm90", ""),
+        ("write_mask", ""), ("multiply_sparse 8 cslt_sm90", ""),
+        ("rank_quads 2:4", ""), ("thin_kept 2:4", ""),
     ]:  # fmt: skip
         assert f"| {ahead}{record[names]} " in TEXTS["operators.md"]
+
+
+def test_what_was_promised_of_a_gpu_is_what_was_measured():
+    page = TEXTS["operators.md"].split("## On a GPU")[1]
+    promised = table(RESULTS / "NVIDIA-H200")[1:]
+    for op, want, worst, verdict in re.findall(
+        r"^\| (`\w+`|a compressed).* \| ([\d.]+) \| ([\d.]+) .*\| (met|missed) \|$", page, re.MULTILINE
+    ):
+        (row,) = (row for row in promised if row[0].startswith(op.strip("`")))
+        assert (row[1], row[4].split(":")[0]) == (f"≥ {want}", verdict)
+        assert float(worst) == pytest.approx(float(row[2]), abs=0.0051 if float(worst) < 2 else 0.5)
+
+
+def test_gains_of_products_on_a_gpu_are_those_of_their_file():
+    page, times = TEXTS["operators.md"].split("## On a GPU")[1], {}
+    for row in read("NVIDIA-H200/mm_24")["rows"]:
+        times.setdefault((row["op"], row["model"].split(" ", 1)[1]), {})[row["what"]] = row["median_ms"]
+    lines = re.findall(r"^\| (\d+x\d+) \|(.*) \|$", page, re.MULTILINE)
+    assert len(lines) == 5
+    for shape, cells in lines:
+        keys = [("mm_24", f"{shape} T={4**i}") for i in (0, 2, 3, 4, 5, 6, 7)] + [("training step", f"{shape} T=4096")]
+        gains = [f"{times[key]['dense'] / times[key]['trisparse']:.2f}x" for key in keys]
+        assert [cell.strip() for cell in cells.split("|")] == gains
 
 
 def test_gains_of_removed_channels_are_those_of_their_files():
