@@ -54,7 +54,7 @@ class Suite:
             state = self.states[step.name]
             if state["status"] != "left" or self._left() < _LEAST:
                 continue
-            if "reason" not in state:  # it was not begun before
+            if not read(self.folder / step.result).get("left"):  # nothing there to go on with
                 (self.folder / step.result).unlink(missing_ok=True)
             print(f"trisparse-bench: {step.name}", flush=True)  # noqa: T201
             self.states[step.name] = self._run(step)
@@ -107,4 +107,4 @@ def failures(path: Path) -> list[str]:
     """The tests that failed by pytest's own XML, and why."""
     cases = xml.etree.ElementTree.parse(path).iter("testcase")
     found = [(case, child) for case in cases for child in case if child.tag in ("failure", "error")]
-    return [f"{case.get('name')}: {(child.get('message') or '').splitlines()[0]}" for case, child in found]
+    return [f"{case.get('name')}: {(child.get('message') or 'no message').splitlines()[0]}" for case, child in found]

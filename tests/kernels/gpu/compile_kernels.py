@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time for one target and print what the machine code shows, as JSON.
 
     python tests/kernels/gpu/compile_kernels.py sm_90
-    python tests/kernels/gpu/compile_kernels.py --record    # write instructions.json anew, for all targets
+    python tests/kernels/gpu/compile_kernels.py --record    # write the record of this Triton anew, for all targets
 
 Runs in a process of its own: Triton must not be in interpreter mode. `instructions` counts the static
 instructions of a program over the weights (or units) it takes; where a kernel loops, over those of one round.
@@ -52,7 +52,7 @@ TARGETS = {
 }
 STEP = ("W", "G", "CRITERION", "REDUCE", "EMA")
 NVIDIAS = "multiply_sparse"  # kernels in NVIDIA's own instructions
-RECORD = Path(__file__).with_name("instructions.json")
+RECORD = Path(__file__).with_name("instructions.json")  # of the newest Triton; others have their version in the name
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = dict.fromkeys(
     ("pointers", "shapes", "lengths", "sizes", "low", "high", "targets", "limits", "total"), "*i64"
@@ -338,7 +338,10 @@ def main():
         print(json.dumps(inspect(sys.argv[1])))
         return
     rows = {arch: {k: v["instructions"] for k, v in inspect(arch).items()} for arch in TARGETS}
-    RECORD.write_text(json.dumps({"triton": triton.__version__, "instructions": rows}, indent=1) + "\n")
+    newest = json.loads(RECORD.read_text())["triton"]
+    is_older = [int(part) for part in triton.__version__.split(".")] < [int(part) for part in newest.split(".")]
+    path = RECORD.with_name(f"instructions_triton_{triton.__version__}.json") if is_older else RECORD
+    path.write_text(json.dumps({"triton": triton.__version__, "instructions": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

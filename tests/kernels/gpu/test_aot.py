@@ -10,8 +10,8 @@ import pytest
 import triton
 
 HERE = Path(__file__).parent
-RECORD = json.loads((HERE / "instructions.json").read_text())
-TARGETS = list(RECORD["instructions"])
+RECORDS = [json.loads(path.read_text()) for path in sorted(HERE.glob("instructions*.json"))]
+TARGETS = list(RECORDS[0]["instructions"])
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,10 @@ def test_weights_are_written_sixteen_bytes_at_once(compiled, arch):
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_no_kernel_grows_by_a_tenth(compiled, arch):
-    if triton.__version__ != RECORD["triton"]:
-        pytest.skip(f"recorded with Triton {RECORD['triton']}, this is {triton.__version__}")
-    recorded = RECORD["instructions"][arch]
+    record = next((record for record in RECORDS if record["triton"] == triton.__version__), None)
+    if record is None:
+        pytest.skip(f"recorded with Triton {[record['triton'] for record in RECORDS]}, this is {triton.__version__}")
+    recorded = record["instructions"][arch]
     assert compiled[arch].keys() == recorded.keys(), "record anew: python tests/kernels/gpu/compile_kernels.py --record"
     grown = {
         name: (recorded[name], row["instructions"])
