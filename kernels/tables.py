@@ -23,6 +23,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,7 +107,7 @@ def chunk_flat(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
     return items
 
 
-def upload(rows: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+def upload(rows: Sequence | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A table on the device, without waiting for the copy."""
     table = torch.as_tensor(rows, dtype=dtype)
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)

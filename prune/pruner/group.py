@@ -240,7 +240,7 @@ class PrunedGroup:
         n, m = self.config.pattern.n, self.config.pattern.m
         locked = self.choices if self.config.lock_init_sparsity else None
         best, costs = best_and_costs(scores, locked, n, m, self._plans)
-        before = apart([tuple(mask.shape) for mask in self.units], torch.bool, self.seen.device)
+        before = apart([(mask.shape[0], mask.shape[1]) for mask in self.units], torch.bool, self.seen.device)
         torch._foreach_copy_(before, self.units)
         self.selection.run(costs, self.units, self._plans["select"])
         thin_groups(self.choices, best, before, self.units, m, self._plans["thin"])  # once, when a group is pruned

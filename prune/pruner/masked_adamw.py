@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops.choosing.masked_adamw import DTYPES, adamw_rates
 
-_ONE = torch.tensor(1.0)
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
 
 
@@ -50,6 +49,9 @@ class MaskedAdamW(torch.optim.AdamW):
     """
 
     groups: Sequence[PrunedGroup] = ()  # of the Pruner that it serves
+    _counted: Mapping[
+        int, tuple[Tensor, list[Tensor]]
+    ] = {}  # number of a parameter group -> counts of steps, and parts
 
     def __init__(
         self,
@@ -104,15 +106,12 @@ class MaskedAdamW(torch.optim.AdamW):
                 loss = closure()
         pruned = {id(layer.weight) for layer in _layers(self.groups)}
         rates: dict[int, list[float]] = {}
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             found = [p for p in group["params"] if p.grad is not None]
             self._step_rest(group, [p for p in found if id(p) not in pruned])
             mine = [p for p in found if id(p) in pruned]
-            steps = [self._state_of(p)["step"] for p in mine]
-            if steps:
-                torch._foreach_add_(steps, _ONE)  # a number would be made a tensor for each
             rows: dict[int, list[float]] = {}  # most often all have made as many steps
-            for p, count in zip(mine, map(int, steps), strict=True):
+            for p, count in zip(mine, self._advance(number, mine), strict=True):
                 if count not in rows:
                     lr = float(group["lr"])
                     rows[count] = adamw_rates(lr, group["betas"], group["eps"], group["weight_decay"], count)
@@ -120,6 +119,22 @@ class MaskedAdamW(torch.optim.AdamW):
         for pruned_group in self.groups:
             pruned_group.step_adamw(rates, self.state)
         return loss
+
+    def _advance(self, number: int, params: Sequence[Tensor]) -> list[int]:
+        """Count a step of each of these parameters of a group; returns how many they have made.
+
+        Their counts are made parts of one tensor: to add to each by itself takes as long as the rest of the step.
+        """
+        steps = [self._state_of(p)["step"] for p in params]
+        together, parts = self._counted.get(number, (None, []))
+        if together is None or len(parts) != len(steps) or any(a is not b for a, b in zip(parts, steps, strict=True)):
+            together = torch.tensor([float(step) for step in steps])
+            parts = [together[i] for i in range(len(steps))]
+            for p, part in zip(params, parts, strict=True):
+                self.state[p]["step"] = part
+            self._counted = {**self._counted, number: (together, parts)}
+        together += 1
+        return [int(count) for count in together.tolist()]
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]

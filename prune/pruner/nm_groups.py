@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,16 +25,15 @@ def best_and_costs(
     ranked = None
     if locked is not None:
         ranked = [score.masked_fill(~kept, -1.0) for score, kept in zip(scores, locked, strict=True)]
-    shapes = [tuple(score.shape) for score in scores]
+    shapes = [(score.shape[0], score.shape[1]) for score in scores]
     best = apart(shapes, torch.bool, scores[0].device)
     costs = apart([(rows, cols // m) for rows, cols in shapes], torch.float32, scores[0].device)
     cost_groups(scores, best, costs, n, m, ranked, plans["cost of groups"])
     return best, costs
 
 
-def apart(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Tensors in one allocation, their contents undefined."""
-    sizes = [math.prod(shape) for shape in shapes]
-    spaces = [-(-size // _ALIGN) * _ALIGN for size in sizes]
-    parts = torch.empty(sum(spaces), dtype=dtype, device=device).split(spaces)
-    return [part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)]
+def apart(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Matrices in one allocation, their contents undefined."""
+    *places, total = itertools.accumulate((-(-math.prod(shape) // _ALIGN) * _ALIGN for shape in shapes), initial=0)
+    flat = torch.empty(total, dtype=dtype, device=device)
+    return [flat.as_strided(shape, (shape[1], 1), place) for shape, place in zip(shapes, places, strict=True)]

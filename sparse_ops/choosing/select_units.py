@@ -105,7 +105,7 @@ def _count_pruned(units: _Units, sizes: Tensor, lo: Tensor, hi: Tensor, target: 
 
 def _share(candidates: Sequence[Tensor], size: int, target: int) -> Tensor:
     """How many of each layer's keys are among the lowest that weigh `target`, units of one size and without bounds."""
-    every = torch.cat(candidates)
+    every = torch.cat(list(candidates))
     count = min(max(-((size - 2 * target) // (2 * size)), 0), len(every))
     if not count:
         return torch.zeros(len(candidates), dtype=torch.int64)

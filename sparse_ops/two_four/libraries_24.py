@@ -40,7 +40,9 @@ def _cslt_compress(dense: Tensor) -> Tensor:
 
 # cuSPARSELt's version and the device's capability -> up to how many outputs which algorithm is the fastest; the numbers
 # are those of an H200 over nine shapes and 72 to 8192 tokens, where the library's own choice takes up to twice as long
-_ALGORITHMS = {(800, 9, 0): ((1e6, 15), (3e6, 13), (math.inf, 17))}
+_ALGORITHMS: dict[tuple[int, ...], tuple[tuple[float, int], ...]] = {
+    (800, 9, 0): ((1e6, 15), (3e6, 13), (math.inf, 17)),
+}
 
 
 @functools.cache

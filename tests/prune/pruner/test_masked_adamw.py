@@ -1,6 +1,7 @@
 """MaskedAdamW is AdamW followed by score and mask."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -132,3 +133,33 @@ def test_an_old_attachment_does_not_detach_a_new_one():
     first.detach()
     assert optimizer.groups is pruner.groups
     assert pruner.groups[0].is_stepped_here
+
+
+def test_counts_of_steps_are_each_parameters_own():
+    """They lie side by side, and yet a copy, a loaded state and a parameter without a gradient go their own way."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    weights = [layer.weight for layer in model]
+    optimizer = MaskedAdamW(model.parameters(), lr=0.1)
+    config = PruningConfig(pattern="4x1", target_sparsity=0.5, start_step=1, end_step=9, exclude_head=False)
+
+    def step(*without):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().sum().backward()
+        for i in without:
+            weights[i].grad = None
+        optimizer.step()
+        return [int(optimizer.state[weight]["step"]) for weight in weights]
+
+    with Pruner(model, config).attach(optimizer):
+        assert step() == [1, 1, 1]
+        saved = copy.deepcopy(optimizer.state_dict())
+        assert step(0) == [1, 2, 2]
+        assert step() == [2, 3, 3]
+        assert {int(state["step"]) for state in saved["state"].values()} == {1}
+        optimizer.load_state_dict(saved)
+        assert step() == [2, 2, 2]
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        assert step() == [3, 3, 3]
+        file.seek(0)
+        assert {int(state["step"]) for state in torch.load(file)["state"].values()} == {2}
