@@ -113,10 +113,9 @@ def is_faster(linear: nn.Linear, packed: Linear24Train, tokens: int, dtype: torc
     for ours, theirs in zip(step(packed), step(linear), strict=True):
         if not bool((ours - theirs).abs().max() <= _ERROR * theirs.abs().max()):
             return False
-    calls = [
-        replayed(lambda layer=layer: step(layer), device)[0] for layer in (linear, packed)
-    ]  # as a loop hides Python
-    dense_ms, packed_ms = in_turns(calls[0], calls[1], clock_for(device))
+    # replayed, since a loop hides the Python of a step
+    calls = replayed(lambda: step(linear), device)[0], replayed(lambda: step(packed), device)[0]
+    dense_ms, packed_ms = in_turns(*calls, clock_for(device))
     return packed_ms * _GAIN <= dense_ms
 
 

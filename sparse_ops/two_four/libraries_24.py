@@ -50,7 +50,7 @@ def _algorithms(device: torch.device) -> tuple[tuple[float, int], ...]:
     """What is known of this device and library; else the library's own choice."""
     if device.type != "cuda":
         return ((math.inf, 0),)
-    version = torch.backends.cusparselt.version()
+    version = torch.backends.cusparselt.version() or 0
     return _ALGORITHMS.get((version, *torch.cuda.get_device_capability(device)), ((math.inf, 0),))
 
 
