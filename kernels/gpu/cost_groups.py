@@ -46,7 +46,7 @@ def rank_groups(pointers, lengths, chunks, N: tl.constexpr, M: tl.constexpr, WID
     threshold = tl.max(tl.where(j == N - 1, tl.sort(keys, dim=1, descending=True), LOWEST), 1)
     tl.store(best + offs, (keys >= threshold[:, None]).to(tl.int8), mask=there)
     cost = tl.zeros((CHUNK,), tl.float32)
-    for i in tl.static_range(M):
+    for i in range(M):  # unrolled, 32 places would not fit in registers
         key = (order(tl.load(ranked + group * M + i, mask=inside, other=0.0), False).to(tl.int64) << 5) + (31 - i)
         score = tl.load(scores + group * M + i, mask=inside, other=0.0)
         cost += tl.where(key >= threshold, 0.0, score)
