@@ -33,7 +33,8 @@ def compiled():
 
 @pytest.mark.parametrize("arch", TARGETS)
 def test_nothing_spills(compiled, arch):
-    bad = {name: row for name, row in compiled[arch].items() if row["local"] or row["registers"] > 255}
+    most = 512 if arch.startswith("gfx9") else 255  # that a thread can have
+    bad = {name: row for name, row in compiled[arch].items() if row["local"] or row["registers"] > most}
     assert not bad
 
 
