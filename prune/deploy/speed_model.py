@@ -1,8 +1,8 @@
 """What a product should take, where nothing may be measured: on a GPU of H200's class, or a core with AVX-512.
 
 A roofline: the slower of bytes and multiplications, over a call. Its rates are what the kernels were seen to reach, on
-H200 (`benchmarks/results/NVIDIA-H200/`) and on a CPU (`benchmarks/results/cpu_products.json`). A format has to promise
-a clear gain.
+an H200 (`benchmarks/results/NVIDIA-H200/`) and on a CPU (`benchmarks/results/cpu_products.json`). A format has to
+promise a clear gain.
 """
 
 from __future__ import annotations

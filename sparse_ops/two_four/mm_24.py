@@ -91,10 +91,10 @@ def mm_24(
     """`x @ W.T + bias` with W packed as 2:4, on sparse tensor cores where there are some.
 
     On a GPU up to 16 tokens run a kernel that takes W to sparse tensor cores as it is stored (on AMD, and up to 64
-    tokens, one that unpacks W in registers); more go to cuSPARSELt or CUTLASS, whichever
-    reads the matrix's layout; where neither does, W is unpacked and multiplied densely. Nothing waits for the
-    device. On a CPU the kernel is `kernels/cpu/mm_24.cpp`, for float32 and bfloat16 and bitmasks; otherwise W is
-    unpacked. The gradient of x takes the packed transpose if there is one, else W unpacked.
+    tokens, one that unpacks W in registers); more go to cuSPARSELt or CUTLASS, whichever reads the matrix's layout;
+    where neither does, W is unpacked and multiplied densely. Nothing waits for the device. On a CPU the kernel is
+    `kernels/cpu/mm_24.cpp`, for float32 and bfloat16 and bitmasks; otherwise W is unpacked. The gradient of x takes
+    the packed transpose if there is one, else W unpacked.
 
     Args:
         x: `[..., cols]`, of the dtype of the packed values.

@@ -1,5 +1,6 @@
 """Exact selection against a walk written out as the definition reads."""
 
+import importlib
 import math
 
 import pytest
@@ -9,6 +10,13 @@ from hypothesis import strategies as st
 
 from trisparse.sparse_ops import select_units
 from trisparse.sparse_ops.choosing.select_by_sorting import select_by_sorting
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 16], ids=["counted", "sorted"])
+def few(request, monkeypatch):
+    """Every test takes both ways: by histograms, as many units are, and by sorting all of them."""
+    module = importlib.import_module("trisparse.sparse_ops.choosing.select_units")
+    monkeypatch.setattr(module, "_FEW", request.param)
 
 
 def select(scores, pruned, sizes, lo, hi, target, how=select_units):
