@@ -2,7 +2,7 @@
 //
 // Lanes of a vector are HEIGHT rows of a group times APART tokens. STEPS such vectors of G stay in registers, which is a
 // tile of tokens, and each column of the group multiplies them with its own tokens, repeated for every row. So a stored
-// weight needs a share of one sum over lanes, not a sum of its own, and columns come from a span in the first-level cache.
+// weight needs a share of one sum over lanes, not a sum of its own, and columns come in spans that a cache holds.
 #include <omp.h>
 
 #include "floats.h"
@@ -11,7 +11,9 @@
 
 namespace {
 
-constexpr int64_t FIRST_CACHE = 36 << 10;  // bytes of columns that are multiplied with one group after the other
+// Bytes of columns that are multiplied with one group after the other. Four rows use a column often enough for it to come
+// from the second-level cache, asked for one round ahead.
+constexpr int64_t FIRST_CACHE = 36 << 10, SECOND_CACHE = 192 << 10;
 
 template <int HEIGHT, bool IS_BLOCK>
 struct Dots {
@@ -19,6 +21,8 @@ struct Dots {
   static constexpr int STEPS = REGISTERS == 32 && HEIGHT > 1 ? 16 : 8;
   static constexpr int WIDTH = STEPS * APART;  // tokens of a tile
   static constexpr int TOGETHER = APART < 4 ? APART : 4;
+  static constexpr bool IS_FAR = HEIGHT == 4 && !IS_BLOCK;  // whether columns come from the second-level cache
+  static constexpr int64_t SPAN = IS_FAR ? SECOND_CACHE : FIRST_CACHE;
   const Matrix& w;
   float* values;
 
@@ -61,14 +65,60 @@ struct Dots {
     return __builtin_shufflevector(v, v, (I % HEIGHT * APART + I / HEIGHT)...);
   }
 
-  // HEIGHT rows of a tile `[row][WIDTH]`, wherever they lie, as `[STEPS][HEIGHT][APART]`.
-  void interleave(const float* tile, int64_t from, int64_t to, float* out) const {
-    for (int64_t i = from * w.n; i < to * w.n; i += HEIGHT, out += HEIGHT * WIDTH)
-      for (int h = 0; h < HEIGHT; h++) {
-        const float* row = tile + w.row(i + h) * WIDTH;
-        for (int s = 0; s < STEPS; s++)
-          std::memcpy(out + (s * HEIGHT + h) * APART, row + s * APART, APART * sizeof(float));
+  // LANES stored rows of one token, from stored row `first` on.
+  template <class Value>
+  Vec rows_of(const Value* token, int64_t first) const {
+    float part[LANES] = {};
+    int64_t count = std::min<int64_t>(LANES, w.groups() * w.n - first);
+    for (int64_t l = 0; l < count; l++) {
+      int64_t row = w.row(first + l);
+      if (row < w.rows) part[l] = to_float(token[row]);
+    }
+    return load<Vec>(part);
+  }
+
+  // Gradients `[token][row]` of groups `from` to `to` as `[piece of HEIGHT rows][STEPS][HEIGHT][APART]`, `count` tokens from
+  // `first` on. A square of tokens and rows has bits `step, token` for its vectors and `piece, row` for its lanes; those of
+  // token and piece change places.
+  template <class Value>
+  [[gnu::noinline]] void interleave(
+      const Value* grad, int64_t from, int64_t to, int64_t first, int64_t count, float* out) const {
+    for (int64_t t = 0; t < WIDTH; t += LANES)
+      for (int64_t i = from * w.n; i < to * w.n; i += LANES) {
+        const Value* here = grad + (first + t) * w.rows;
+        bool is_run = w.run % HEIGHT == 0 && i + LANES <= to * w.n && w.row(i) + LANES <= w.rows;
+        for (int64_t l = HEIGHT; is_run && l < LANES; l += HEIGHT) is_run = w.row(i + l) == w.row(i) + l;
+        Vec block[LANES];
+        if (is_run && t + LANES <= count) {
+#pragma GCC unroll 16
+          for (int j = 0; j < LANES; j++) block[j] = load_floats(here + j * w.rows + w.row(i));
+        } else {
+#pragma GCC unroll 1
+          for (int j = 0; j < LANES; j++) block[j] = t + j < count ? rows_of(here + j * w.rows, i) : Vec{};
+        }
+        exchange_tokens<1>(block);
+        float* to_piece = out + (i - from * w.n) / HEIGHT * STEPS * LANES + t / APART * LANES;
+        for (int p = 0; p < APART && i + p * HEIGHT < to * w.n; p++)
+          for (int s = 0; s < LANES / APART; s++)
+            store(
+                to_piece + (p * STEPS + s) * LANES,
+                by_row(block[s * APART + p], std::make_integer_sequence<int, LANES>()));
       }
+  }
+
+  template <int BIT>
+  static void exchange_tokens(Vec (&block)[LANES]) {
+    if constexpr (BIT < APART) {
+#pragma GCC unroll 16
+      for (int j = 0; j < LANES; j++)
+        if (!(j & BIT)) exchange<BIT * HEIGHT>(block[j], block[j + BIT], std::make_integer_sequence<int, LANES>());
+      exchange_tokens<2 * BIT>(block);
+    }
+  }
+
+  template <int... I>
+  static Vec by_row(Vec v, std::integer_sequence<int, I...>) {  // [token][row] to [row][token]
+    return __builtin_shufflevector(v, v, (I % APART * HEIGHT + I / APART)...);
   }
 
   template <int... I>
@@ -97,6 +147,13 @@ struct Dots {
               x[c] = tile + (IS_BLOCK ? w.columns[slot] * m + j + near : w.columns[slot + near]) * WIDTH;
               asm("" : "+r"(x[c]));  // one by one: gcc would make vectors of addresses, and take them apart again
             }
+            if (IS_FAR && slot + 2 * APART <= last)
+#pragma GCC unroll 4
+              for (int64_t c = 0; c < APART; c++) {
+                const float* soon = tile + w.columns[slot + APART + c] * WIDTH;
+#pragma GCC unroll 4
+                for (int64_t l = 0; l < WIDTH; l += 64 / sizeof(float)) __builtin_prefetch(soon + l);
+              }
 #pragma GCC unroll 1
             for (int64_t c = 0; c < count; c += TOGETHER) multiply(grad, x + c, sums + c);
             Vec found = APART > 8 && count <= 8 ? add_tokens<1, (APART > 8 ? 8 : APART)>(sums) : add_tokens<1, APART>(sums);
@@ -134,22 +191,20 @@ void product(const Value* grad, const Value* x, const Matrix& w, Value* values, 
   float* floats = floats_of(values, count, floats_memory);
   std::fill(floats, floats + count, 0.0f);
   Tile weight{w, floats};
-  int64_t span = std::max<int64_t>(FIRST_CACHE / sizeof(float) / Tile::WIDTH / w.m, 1), spans = (wide + span - 1) / span;
+  int64_t span = std::max<int64_t>(Tile::SPAN / sizeof(float) / Tile::WIDTH / w.m, 1), spans = (wide + span - 1) / span;
   int64_t parts = std::min(threads, groups);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
   for (int64_t part = 0; part < parts; part++) {
-    static thread_local Scratch tile_memory, turned_memory, grads_memory, ends_memory;
+    static thread_local Scratch tile_memory, grads_memory, ends_memory;
     int64_t from = groups * part / parts, to = groups * (part + 1) / parts;
     float* tile = tile_memory.take<float>((wide * w.m + LANES) * Tile::WIDTH);
-    float* turned = turned_memory.take<float>((groups * w.n + LANES) * Tile::WIDTH);
     float* grads = grads_memory.take<float>((to - from) * w.n * Tile::WIDTH);
     int32_t* ends = ends_memory.take<int32_t>((spans + 1) * (to - from));
     find_ends(w, from, to, span, spans, ends);
     for (int64_t token = 0; token < tokens; token += Tile::WIDTH) {
       int64_t here = std::min<int64_t>(Tile::WIDTH, tokens - token);
       turn_over(x, w.cols, 0, wide * w.m, token, here, Tile::WIDTH, tile);
-      turn_over(grad, w.rows, 0, groups * w.n, token, here, Tile::WIDTH, turned);
-      weight.interleave(turned, from, to, grads);
+      weight.interleave(grad, from, to, token, here, grads);
       for (int64_t k = 0; k < spans; k++)
         weight.add(grads, tile, to - from, ends + k * (to - from), ends + (k + 1) * (to - from), w.pointers[to]);
     }
