@@ -12,10 +12,10 @@ from trisparse.kernels.cpu.launch import DTYPES, function_of, structure
 
 _CRITERIA = {"magnitude": 0, "gradient": 1, "snip": 2, "snip_momentum": 2}
 _REDUCTIONS = {"mean": 0, "sum": 1, "max": 2}
-_Layer = structure("Layer", ("weight", "grad", "score"), ("down", "across", "n", "m", "stride", "is_half"))
+Layer = structure("Layer", ("weight", "grad", "score"), ("down", "across", "n", "m", "stride", "is_half"))
 
 
-class _How(ctypes.Structure):
+class How(ctypes.Structure):
     _fields_ = (("criterion", ctypes.c_int64), ("reduction", ctypes.c_int64), ("decay", ctypes.c_double),
                 ("divisor", ctypes.c_double))  # fmt: skip
 
@@ -43,14 +43,19 @@ def score_units(
         rows.append((weight.data_ptr(), address, score.data_ptr(), *score.shape, n, m, weight.stride(0), half))
         numbers.append(i)
     if rows:
-        how = _How(_CRITERIA[criterion], _REDUCTIONS[reduce], decay if criterion == "snip_momentum" else 0.0,
-                   grad_scale if needs_grad else 1.0)  # fmt: skip
+        how = how_to_score(criterion, reduce, decay, grad_scale)
         updated = torch.zeros(len(rows), dtype=torch.bool)
-        layers = (_Layer * len(rows))(*rows)
+        layers = (Layer * len(rows))(*rows)
         threads = torch.get_num_threads()
         function(ctypes.addressof(layers), ctypes.addressof(how), updated.data_ptr(), len(rows), threads)
         seen[torch.tensor(numbers)] |= updated
     return others
+
+
+def how_to_score(criterion: str, reduce: str, decay: float, grad_scale: float) -> How:
+    """What a kernel that scores needs to know besides the layers."""
+    decay, divisor = decay if criterion == "snip_momentum" else 0.0, grad_scale if criterion != "magnitude" else 1.0
+    return How(_CRITERIA[criterion], _REDUCTIONS[reduce], decay, divisor)
 
 
 def is_rowwise(weight: Tensor) -> bool:

@@ -72,10 +72,18 @@ def _reference(weights, grads, firsts, seconds, rates, scores, masks, blocks, *r
 def _on_cpu(
     weights, grads, firsts, seconds, rates, scores, masks, blocks, seen, criterion, reduce, decay, grad_scale, plan
 ) -> None:
-    masked_adamw_reference(
-        weights, grads, firsts, seconds, rates, scores, masks, pairs(blocks), seen, criterion, reduce, decay,
-        grad_scale, score_units_on_cpu, apply_masks_on_cpu,
-    )  # fmt: skip
+    from trisparse.kernels.cpu.masked_adamw import masked_adamw
+
+    blocks, how = pairs(blocks), (criterion, reduce, decay, grad_scale)
+    left = masked_adamw(weights, grads, firsts, seconds, rates, scores, masks, blocks, seen, *how)
+    if left:
+        own = seen[left]
+        lists = (weights, grads, firsts, seconds, rates, scores, masks, blocks)
+        masked_adamw_reference(
+            *(rates[left] if part is rates else [part[i] for i in left] if len(part) else [] for part in lists),
+            own, *how, score_units_on_cpu, apply_masks_on_cpu,
+        )  # fmt: skip
+        seen[left] = own
 
 
 def _kernel(weights, grads, firsts, seconds, rates, scores, masks, blocks, *rest) -> None:
@@ -113,8 +121,8 @@ def masked_adamw(
 ) -> None:
     """Score units, step their weights by AdamW and write zeros where masks prune: one pass instead of three.
 
-    Equal to `score_units`, then `torch.optim.AdamW`, then `apply_masks`: to the bit on the CPU, elsewhere to
-    rounding, where everything is computed in fp32 and rounded once.
+    Equal to `score_units`, then `torch.optim.AdamW`, then `apply_masks`, to rounding: kernels compute everything in
+    fp32 and round once. On a CPU moments stay as they were where a line of the cache holds pruned weights alone.
 
     Args:
         weights: unit views, fp32, bf16 or fp16; changed in place.

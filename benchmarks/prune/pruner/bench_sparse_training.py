@@ -7,11 +7,15 @@ Layers: forward and backward of one linear layer with 768 tokens, all of it and 
 turns; `times` is of both together, `parts` of the forward, the gradient of the input and of the weight by themselves.
 Steps: an encoder pruned to its target by a Pruner, with and without `sparse_training`, 16 texts of 48 tokens, forward,
 backward and optimizer in turns, with the dropout that BERT trains with. Medians; a picture beside the JSON.
+
+SparseProp (https://github.com/IST-DASLab/sparseprop, arXiv 2302.04852), which multiplies single weights, is timed in
+the same turns where it can be imported.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import platform
@@ -60,6 +64,16 @@ def ratio(dense: list[float], sparse: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(dense, sparse, strict=True))
 
 
+def sparseprop(dense: nn.Linear, x: torch.Tensor, grad: torch.Tensor) -> list[Callable[[], Any]]:
+    """Forward and backward of the layer by SparseProp; none where it is not installed."""
+    if importlib.util.find_spec("sparseprop") is None:
+        return []
+    from sparseprop.modules.linear import SparseLinear  # type: ignore[import-not-found]
+
+    layer = SparseLinear.from_dense(dense)
+    return [lambda: torch.autograd.grad(layer(x), (x, layer.W_val, layer.bias), grad)]
+
+
 def layer_row(pattern: str, zeros: float, rows: int, cols: int) -> dict[str, Any]:
     n = int(pattern.split("x")[0])
     mask = torch.rand(rows // n, cols) >= zeros
@@ -87,10 +101,11 @@ def layer_row(pattern: str, zeros: float, rows: int, cols: int) -> dict[str, Any
         "input": [gradient(layer, True) for layer in (dense, masked)],
         "weight": [gradient(layer, False) for layer in (dense, masked)],
     }
-    times = in_turns([whole(dense), whole(masked)])
+    times = in_turns([whole(dense), whole(masked), *sparseprop(dense, x, grad)])
+    rivals = {"sparseprop": ratio(times[0], times[2])} if times[2:] else {}
     return {
         "pattern": pattern, "zeros": zeros, "shape": [rows, cols], "dense_ms": statistics.median(times[0]),
-        "sparse_ms": statistics.median(times[1]), "times": ratio(*times),
+        "sparse_ms": statistics.median(times[1]), "times": ratio(times[0], times[1]), **rivals,
         "parts": {name: ratio(*in_turns(calls, _SECONDS / 3)) for name, calls in parts.items()},
     }  # fmt: skip
 
@@ -148,7 +163,10 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for pattern, zeros in LAYERS:
         same = [row for row in rows if (row["pattern"], row["zeros"]) == (pattern, zeros)]
-        mean = {"pattern": pattern, "zeros": zeros, "times": statistics.geometric_mean(r["times"] for r in same)}
+        mean: dict[str, Any] = {"pattern": pattern, "zeros": zeros}
+        for name in ("times", "sparseprop"):
+            if name in same[0]:
+                mean[name] = statistics.geometric_mean(r[name] for r in same)
         parts = {name: statistics.geometric_mean(r["parts"][name] for r in same) for name in same[0]["parts"]}
         found.append(mean | {"parts": parts, "goal": LAYER_GOALS.get((pattern, zeros))})
     return found
@@ -158,10 +176,11 @@ def table(layers: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
     def goal(row: dict[str, Any]) -> str:
         return f"{row['goal']} {'met' if row['times'] >= row['goal'] else 'missed'}" if row["goal"] else "-"
 
-    lines = ["one layer: pattern  zeros  forward   input  weight    all  goal"]
+    lines = ["one layer: pattern  zeros  forward   input  weight    all  SparseProp  goal"]
     for row in layers:
         parts = "  ".join(f"{row['parts'][name]:6.2f}" for name in ("forward", "input", "weight"))
-        lines.append(f"{row['pattern']:>18}  {row['zeros']:5}   {parts}  {row['times']:5.2f}  {goal(row)}")
+        rival = f"{row['sparseprop']:10.2f}" if "sparseprop" in row else f"{'-':>10}"
+        lines.append(f"{row['pattern']:>18}  {row['zeros']:5}   {parts}  {row['times']:5.2f}  {rival}  {goal(row)}")
     lines.append("one step:                   model  pattern  zeros  sparse layers  times  goal")
     for row in steps:
         count = f"{row['sparse_layers']} of {row['layers']}"

@@ -6,8 +6,13 @@
 
 #include "check.h"
 
-namespace scoring {  // each source has names of its own
+// each source has names of its own; two share a header, which is theirs once
+#include "score_rows.h"
+namespace scoring {
 #include "score_units.cpp"
+}
+namespace stepping {
+#include "masked_adamw.cpp"
 }
 namespace masking {
 #include "apply_masks.cpp"
@@ -35,8 +40,8 @@ static int check_scores(const Shape& s, std::mt19937& random, bool is_half, int6
   std::vector<float> score = draw(s.down * s.across, random, false), before = score;
   std::vector<bf16> weight16 = upper(weight, is_half), grad16 = upper(grad, is_half);
   const void *w = is_half ? (const void*)weight16.data() : weight.data(), *g = is_half ? (const void*)grad16.data() : grad.data();
-  scoring::Layer layer{w, criterion == 0 ? nullptr : g, score.data(), s.down, s.across, s.n, s.m, stride, is_half};
-  scoring::How how{criterion, reduction, 0.5, 4.0};
+  Layer layer{w, criterion == 0 ? nullptr : g, score.data(), s.down, s.across, s.n, s.m, stride, is_half};
+  How how{criterion, reduction, 0.5, 4.0};
   uint8_t updated = 2;
   scoring::score_units(&layer, &how, &updated, 1, 2);
   int wrong = updated != !(is_bad && criterion);
@@ -52,6 +57,38 @@ static int check_scores(const Shape& s, std::mt19937& random, bool is_half, int6
       double was = before[r * s.across + c], want = is_bad && criterion ? was : 0.5 * was + sum / 4;
       wrong += differs(score[r * s.across + c], want, false);
     }
+  return wrong;
+}
+
+static int check_steps(const Shape& s, std::mt19937& random, bool is_scored, bool is_masked) {
+  int64_t stride = s.across * s.m + s.gap, rows = s.down * s.n, size = (rows - 1) * stride + s.across * s.m;
+  std::vector<float> weight = draw(size, random, false), grad = draw(size, random, false), first = draw(size, random, false);
+  std::vector<float> second = draw(size, random, false), score(s.down * s.across, 0);
+  for (float& value : second) value *= value;
+  std::vector<uint8_t> mask(s.down * s.across);
+  for (size_t i = 0; i < mask.size(); i++) mask[i] = i % 48 < 16 ? 0 : random() % 3 > 0;  // some lines are pruned whole
+  std::vector<float> w = weight, m = first, v = second;
+  Layer layer{w.data(), grad.data(), is_scored ? score.data() : nullptr, s.down, s.across, s.n, s.m, stride, 0};
+  stepping::Stepped stepped{layer, m.data(), v.data(), is_masked ? mask.data() : nullptr, 0.99, 0.1, 0.999, 0.01, 0.5, 1e-3};
+  How how{2, 1, 0.9, 1};
+  uint8_t updated = 2;
+  stepping::masked_adamw(&stepped, &how, &updated, 1, 2);
+  int wrong = updated != is_scored;
+  std::vector<double> costs(score.size());
+  for (int64_t at = 0; at < size; at++) {
+    int64_t row = at / stride, column = at % stride, unit = row / s.n * s.across + column / s.m;
+    if (column >= s.across * s.m) {  // what lies between rows
+      wrong += w[at] != weight[at] || m[at] != first[at] || v[at] != second[at];
+      continue;
+    }
+    costs[unit] += std::abs((double)weight[at] * grad[at]);
+    bool is_kept = !is_masked || mask[unit];
+    double to = first[at] + 0.1 * ((double)grad[at] - first[at]), square = 0.999 * second[at] + 0.001 * grad[at] * grad[at];
+    wrong += differs(w[at], is_kept ? weight[at] * 0.99 - 0.01 * to / (std::sqrt(square) / 0.5 + 1e-3) : 0, false);
+    wrong += is_kept && (differs(m[at], to, false) || differs(v[at], square, false));
+    wrong += !is_kept && m[at] != first[at] && differs(m[at], to, false);  // stepped or left as it was
+  }
+  for (size_t u = 0; u < score.size(); u++) wrong += differs(score[u], is_scored ? costs[u] : 0, false);
   return wrong;
 }
 
@@ -159,6 +196,8 @@ int main() {
       for (bool is_bad : {false, true})
         for (int64_t criterion : {0, 1, 2})
           for (int64_t reduction : {0, 1, 2}) wrong += check_scores(s, random, is_half, criterion, reduction, is_bad);
+    for (bool is_scored : {false, true})
+      for (bool is_masked : {false, true}) wrong += check_steps(s, random, is_scored, is_masked);
     wrong += check_masks<uint16_t>(s, random) + check_masks<uint32_t>(s, random) + check_masks<uint64_t>(s, random);
   }
   for (auto [n, m] : {std::pair<int64_t, int64_t>{1, 1}, {1, 2}, {2, 4}, {4, 4}, {3, 8}, {2, 5}, {7, 16}, {31, 32}})

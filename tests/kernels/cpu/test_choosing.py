@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trisparse.kernels.cpu.apply_masks import apply_masks
+from trisparse.kernels.cpu.masked_adamw import masked_adamw
 from trisparse.kernels.cpu.nm_mask import nm_mask
 from trisparse.kernels.cpu.score_units import score_units
 from trisparse.kernels.cpu.select_units import fits
 from trisparse.sparse_ops.choosing.apply_masks import apply_masks_reference
+from trisparse.sparse_ops.choosing.masked_adamw import adamw_rates, masked_adamw_reference
 from trisparse.sparse_ops.choosing.nm_mask import nm_mask_reference
 from trisparse.sparse_ops.choosing.score_units import CRITERIA, REDUCTIONS, score_units_reference
 from trisparse.sparse_ops.choosing.select_units import select_units_reference
@@ -57,6 +59,60 @@ def test_scores(down, across, block, criterion, reduce, dtype, bad, seed):
     for i in set(range(3)) - set(others):
         torch.testing.assert_close(scores[i], want[i], rtol=1e-5, atol=1e-7)
         assert seen[i] == seen_there[i]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    down=st.integers(1, 5), across=st.integers(1, 70), block=st.sampled_from([(1, 1), (4, 1), (2, 3), (16, 16)]),
+    is_scored=st.booleans(), is_masked=st.booleans(), bad=st.sampled_from([0.0, torch.inf, torch.nan]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_steps(down, across, block, is_scored, is_masked, bad, seed):
+    weights = views(down, across, *block, torch.float32, seed)
+    alike = [[torch.empty_strided(w.shape, w.stride()).copy_(torch.randn(w.shape)) for w in weights] for _ in range(3)]
+    grads, firsts, seconds = alike[0], alike[1], [moment.square_() for moment in alike[2]]
+    grads[0][0, 0] += bad
+    scores = [torch.rand(down, across) for _ in weights] if is_scored else []
+    masks = [torch.rand(down, across) < 0.2 for _ in weights] if is_masked else []
+    rates = torch.tensor([adamw_rates(0.01, (0.9, 0.99), 1e-8, 0.1, 5)] * 3, dtype=torch.float64)
+    seen, seen_there = torch.zeros(2, 3, dtype=torch.bool)
+    want = [[t.double() for t in part] for part in (weights, grads, firsts, seconds)]
+    want_scores = [score.clone() for score in scores]
+    how = "snip_momentum", "mean", 0.9, 2.0
+    score_units_reference(want_scores, weights, grads, [block] * 3, seen_there, *how)
+    others = masked_adamw(weights, grads, firsts, seconds, rates, scores, masks, [block] * 3, seen, *how)
+    assert 2 in others
+    masked_adamw_reference(*want, rates, [], masks, [block] * 3, seen_there, *how)
+    for i in set(range(3)) - set(others):
+        kept = torch.ones(weights[i].shape)
+        if is_masked:
+            kept = masks[i].repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        for got, right in ((weights[i], want[0][i]), (firsts[i], want[2][i]), (seconds[i], want[3][i])):
+            got, right = torch.where(kept > 0, got, 0), torch.where(kept > 0, right, 0)
+            torch.testing.assert_close(got, right.float(), rtol=1e-5, atol=1e-7, equal_nan=True)
+        assert not weights[i][kept == 0].any()
+        if is_scored:
+            torch.testing.assert_close(scores[i], want_scores[i], rtol=1e-5, atol=1e-7)
+            assert seen[i] == seen_there[i]
+
+
+def test_moments_of_a_line_that_is_pruned_stay():
+    weight, grad, first, second = (
+        torch.zeros(4, 40),
+        torch.ones(4, 40),
+        torch.full((4, 40), 2.0),
+        torch.full((4, 40), 3.0),
+    )
+    mask = torch.ones(1, 40, dtype=torch.bool)
+    mask[:, :32] = False
+    rates = torch.tensor([adamw_rates(0.01, (0.9, 0.99), 1e-8, 0.1, 5)], dtype=torch.float64)
+    seen = torch.zeros(1, dtype=torch.bool)
+    how = "snip", "mean", 0.9, 1.0
+    assert masked_adamw([weight], [grad], [first], [second], rates, [], [mask], [(4, 1)], seen, *how) == []
+    assert (first[:, :32] == 2).all()
+    assert (second[:, :32] == 3).all()
+    assert (first[:, 32:] < 2).all()
+    assert (weight[:, 32:] < 0).all()
+    assert not weight[:, :32].any()
 
 
 def test_a_weight_that_is_no_number_makes_its_unit_none():
