@@ -31,20 +31,14 @@ struct Rates {
   }
 };
 
-static inline void step(
+static void step(
     const Rates& rates, float* __restrict w, const float* __restrict g, float* __restrict first,
     float* __restrict second, int64_t count) {
   for (int64_t k = 0; k < count; k++) w[k] = rates(w[k], g[k], first[k], second[k]);
 }
 
-// Weights with a flag each.
-static inline void step_kept(
-    const Rates& rates, float* __restrict w, const float* __restrict g, float* __restrict first,
-    float* __restrict second, const uint8_t* __restrict mask, int64_t count) {
-  for (int64_t k = 0; k < count; k++) {
-    float stepped = rates(w[k], g[k], first[k], second[k]);
-    w[k] = mask[k] ? stepped : 0.0f;
-  }
+static inline void mask_each(float* __restrict w, const uint8_t* __restrict mask, int64_t count) {
+  for (int64_t k = 0; k < count; k++) w[k] = mask[k] ? w[k] : 0.0f;
 }
 
 static bool is_any(const uint8_t* mask, int64_t count) {
@@ -53,23 +47,22 @@ static bool is_any(const uint8_t* mask, int64_t count) {
   return any;
 }
 
-// One row of weights, of units whose flags are `mask`.
+// One row of weights, of units whose flags are `mask`: of lines that hold something kept, as many at once as there are.
 static void step_row(const Stepped& s, const Rates& rates, int64_t at, const uint8_t* mask) {
-  const int64_t across = s.layer.across, m = s.layer.m;
+  const int64_t across = s.layer.across, m = s.layer.m, line = m == 1 ? LINE : 1;
   float *w = (float*)s.layer.weight + at, *first = s.first + at, *second = s.second + at;
   const float* g = (const float*)s.layer.grad + at;
   if (!mask) return step(rates, w, g, first, second, across * m);
-  int64_t units = m == 1 ? LINE : 1, k = 0;
-  for (; k < across; k += units, w += units * m, g += units * m, first += units * m, second += units * m) {
-    int64_t count = std::min(units, across - k);
-    if (!is_any(mask + k, count))
-      std::fill(w, w + count * m, 0.0f);
-    else if (m > 1)
-      step(rates, w, g, first, second, m);
-    else if (count == LINE)
-      step_kept(rates, w, g, first, second, mask + k, LINE);
-    else
-      step_kept(rates, w, g, first, second, mask + k, count);
+  for (int64_t k = 0, end; k < across; k = end) {
+    bool is_kept = is_any(mask + k, std::min(line, across - k));
+    for (end = k + line; end < across && is_any(mask + end, std::min(line, across - end)) == is_kept;) end += line;
+    end = std::min(end, across);
+    if (!is_kept) {
+      std::fill(w + k * m, w + end * m, 0.0f);
+      continue;
+    }
+    step(rates, w + k * m, g + k * m, first + k * m, second + k * m, (end - k) * m);
+    if (m == 1) mask_each(w + k, mask + k, end - k);
   }
 }
 
