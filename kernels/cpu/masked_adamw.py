@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trisparse.kernels.cpu.launch import function_of
-from trisparse.kernels.cpu.score_units import How, Layer, how_to_score, is_rowwise
+from trisparse.kernels.cpu.score_units import Layer, how_to_score, is_rowwise
 
 
 class _Stepped(ctypes.Structure):
@@ -26,7 +27,9 @@ def masked_adamw(
     function = function_of("masked_adamw")
     if function is None:
         return list(range(len(weights)))
-    rows, numbers, others = [], [], []
+    rows: list[Any] = []
+    numbers: list[int] = []
+    others: list[int] = []
     for i, (weight, grad, (n, m), row) in enumerate(zip(weights, grads, blocks, rates.tolist(), strict=True)):
         if grad is None or not _is_alike(weight, grad):
             others.append(i)
@@ -40,7 +43,7 @@ def masked_adamw(
         rows.append((layer, firsts[i].data_ptr(), seconds[i].data_ptr(), mask, tuple(row)))
         numbers.append(i)
     if rows:
-        how: How = how_to_score(criterion, reduce, decay, grad_scale)
+        how = how_to_score(criterion, reduce, decay, grad_scale)
         updated = torch.zeros(len(rows), dtype=torch.bool)
         layers = (_Stepped * len(rows))(*rows)
         threads = torch.get_num_threads()

@@ -37,6 +37,8 @@ def check_group(c: GroupConfig) -> None:
 
 def _check_ratios(c: GroupConfig) -> None:
     low, target, high = c.min_sparsity_ratio_per_op, c.target_sparsity, c.max_sparsity_ratio_per_op
+    if target is None:  # a budget
+        target = high
     _number("target_sparsity", target, 0, 1)
     _number("min_sparsity_ratio_per_op", low, 0, 1)
     _number("max_sparsity_ratio_per_op", high, 0, 1)
@@ -44,15 +46,15 @@ def _check_ratios(c: GroupConfig) -> None:
         return
     if target == 0:
         raise PruningError("target_sparsity: 0 prunes nothing; want a fraction above 0 and below 1")
-    if c.pattern.is_nm:
+    if c.pattern.is_nm and c.target_sparsity is not None:
         reach = 1 - c.pattern.n / c.pattern.m
         if target > reach + 1e-9:  # a rounded 2/3 is meant as 2/3
             raise PruningError(
                 f"target_sparsity: {target} is out of reach for {c.pattern}, which keeps {c.pattern.n} of every "
                 f"{c.pattern.m}; want at most {reach}"
             )
-        if c.is_progressive:
-            raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut an N:M group in parts; use {c.criterion!r}")
+    if c.pattern.is_nm and c.is_progressive:
+        raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut an N:M group in parts; use {c.criterion!r}")
     if target > high:
         raise PruningError(
             f"target_sparsity: {target} is out of reach with max_sparsity_ratio_per_op {high}; "

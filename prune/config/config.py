@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trisparse.prune.config.budget import BUDGET_KEYS, budget_of
 from trisparse.prune.config.checks import check_group
 from trisparse.prune.config.file import read_config
 from trisparse.prune.config.group import DEFAULT_TARGET, KEYS, SCHEDULE_KEYS, GroupConfig
@@ -47,6 +48,7 @@ class PruningConfig:
             _resolve(group, keys, f"pruning_configs[{i}]." if len(pruning_configs) > 1 else "")
             for i, group in enumerate(pruning_configs)
         )
+        _check_shared(self.groups)
         unfelt = [key for key in SCHEDULE_KEYS if keys.get(key) is not None]
         if unfelt and all(group.is_lock for group in self.groups):
             raise PruningError(f"{unfelt[0]}: pattern_lock holds from the first step; leave {unfelt[0]} out")
@@ -119,21 +121,43 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
     values = {**keys, **given_group}
     try:
         pattern = parse_pattern(values.get("pattern", "4x1"))
-        if values.get("target_sparsity") is None:
+        if values.get("pruning_type") == "pattern_lock":
+            if given := [key for key in SCHEDULE_KEYS if key in group]:
+                raise PruningError(f"{given[0]}: pattern_lock holds from the first step; leave {given[0]} out")
+            values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
+        values = _one_goal(values, given_group)
+        budget = budget_of(values)
+        if budget is not None:
+            values |= {"target_sparsity": None, "tokens": budget.tokens or None}
+        elif values.get("target_sparsity") is None:
             values["target_sparsity"] = 1 - pattern.n / pattern.m if pattern.is_nm else DEFAULT_TARGET
         values["pattern"] = pattern
         for name in ("op_names", "excluded_op_names", "pruning_op_types"):
             if name in values:
                 values[name] = _names(name, values[name])
-        if values.get("pruning_type") == "pattern_lock":
-            if given := [key for key in SCHEDULE_KEYS if key in group]:
-                raise PruningError(f"{given[0]}: pattern_lock holds from the first step; leave {given[0]} out")
-            values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
         config = GroupConfig(**values)
         check_group(config)
     except PruningError as error:
         raise PruningError(f"{where}{error}") from None
     return config
+
+
+def _check_shared(groups: Sequence[GroupConfig]) -> None:
+    """Groups under one budget prune at the same steps."""
+    for name in ("start_step", "end_step", "pruning_frequency", "sparsity_decay_type"):
+        for budget in {group.budget for group in groups if group.budget is not None}:
+            values = [getattr(group, name) for group in groups if group.budget == budget]
+            if len(set(values)) > 1:
+                raise PruningError(f"{name}: groups that share {budget} want the same, got {values}")
+
+
+def _one_goal(values: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a group that says itself how far it goes, without what all groups are told of that."""
+    goals = ("target_sparsity", *BUDGET_KEYS)
+    if not any(own.get(key) is not None for key in goals):
+        return values
+    dropped = [key for key in (*goals, "tokens") if own.get(key) is None]
+    return {key: value for key, value in values.items() if key not in dropped}
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from trisparse.prune.config.budget import BUDGET_KEYS, Budget, budget_of
 from trisparse.prune.config.patterns import Pattern, parse_pattern
 from trisparse.prune.config.schedules import last_event
 
@@ -16,7 +17,7 @@ OP_TYPES = ("Conv", "Linear")
 REDUCTIONS = ("mean", "sum", "max")
 DEFAULT_TARGET = 0.9
 # what a pattern_lock has no use for
-SCHEDULE_KEYS = ("start_step", "end_step", "pruning_frequency", "target_sparsity")
+SCHEDULE_KEYS = ("start_step", "end_step", "pruning_frequency", "target_sparsity", *BUDGET_KEYS, "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,12 @@ class GroupConfig:
     """The keys of one group of layers, and of the global section. All of them resolved.
 
     Attributes:
-        target_sparsity: fraction of the group's weights that end as zero; default 0.9, for N:M 1 - N/M.
+        target_sparsity: fraction of the group's weights that end as zero; default 0.9, for N:M 1 - N/M; None under
+            a budget.
+        target_speedup: times as fast as dense that the model is to be, on this machine, once it is compressed.
+        target_bytes: share of the model's bytes that is to be left, or how many bytes.
+        target_flops: share that is to be left of the multiplications of all linear layers.
+        tokens: numbers of tokens that `target_speedup` is measured with, (128, 4096) unless given.
         pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`), one with
             `_progressive` behind it, or `pattern_lock`.
         pattern: `NxM`, `1xchannel`, `channelx1`, or `N:M` where N of every M are kept.
@@ -46,7 +52,11 @@ class GroupConfig:
         exclude_head: leave the model's last layer, its classification head, dense.
     """
 
-    target_sparsity: float = DEFAULT_TARGET
+    target_sparsity: float | None = DEFAULT_TARGET
+    target_speedup: float | None = None
+    target_bytes: float | None = None
+    target_flops: float | None = None
+    tokens: tuple[int, ...] | None = None
     pruning_type: str = "snip_momentum"
     pattern: Pattern = field(default_factory=lambda: parse_pattern("4x1"))
     op_names: tuple[str, ...] = (".*",)
@@ -64,6 +74,16 @@ class GroupConfig:
     reg_coeff: float | None = None
     lock_init_sparsity: bool = False
     exclude_head: bool = True
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the group is to cost, where that is asked for in place of a sparsity; all such groups share it."""
+        return budget_of({key: getattr(self, key) for key in (*BUDGET_KEYS, "tokens")})
+
+    @property
+    def goal(self) -> float | str:
+        """The sparsity aimed at, or the budget in words."""
+        return str(self.budget) if self.target_sparsity is None else self.target_sparsity
 
     @property
     def is_lock(self) -> bool:
@@ -102,6 +122,8 @@ class GroupConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.is_lock:
             values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
+        unused = (*BUDGET_KEYS, "tokens") if self.budget is None else ("target_sparsity",)
+        values = {key: value for key, value in values.items() if key not in unused or value is not None}
         return {k: str(v) if k == "pattern" else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

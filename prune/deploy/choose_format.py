@@ -13,7 +13,7 @@ from torch import nn
 from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.prune.deploy.compression_report import CompressedLayer
 from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
-from trisparse.prune.deploy.speed_model import GAIN, expected_gain, expected_gain_on_cpu
+from trisparse.prune.speed_model import GAIN, expected_gain, expected_gain_on_cpu
 from trisparse.prune.timing import TimingCache, time_pair
 
 _FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense: on the whole, and for any number of tokens

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.config.file import find_config
+from trisparse.prune.config.group import SCHEDULE_KEYS
 from trisparse.prune.errors import PruningError, nearest
 from trisparse.prune.glue.recipe import recipe_flags
 from trisparse.prune.glue.tasks import find_task
@@ -100,6 +101,14 @@ class PruningArguments:
     pruning_config: str | None = _arg(None, "A .json or .yaml config of several groups, or a recipe's name.")
     pruning_pattern: str | None = _arg(None, "NxM, 1xchannel, channelx1 or N:M; default 4x1.")
     target_sparsity: float | None = _arg(None, "Fraction of weights that end as zero; default 0.9, for N:M 1 - N/M.")
+    target_speedup: float | None = _arg(None, "Instead: times as fast as dense, compressed, on this machine.")
+    target_bytes: float | None = _arg(
+        None, "Instead: bytes of the compressed model, or their share of the dense one's."
+    )
+    target_flops: float | None = _arg(None, "Instead: share of the multiplications of linear layers that is left.")
+    tokens: list[int] | None = _arg(  # noqa: RUF009 (no list is made)
+        None, "Tokens in a batch that --target_speedup means; default 128 4096."
+    )
     pruning_type: str | None = _arg(None, "Criterion, with _progressive behind it or not; default snip_momentum.")
     pruning_frequency: int | None = _arg(None, "Steps between events; -1, the default: a fortieth of the window.")
     sparsity_warm_epochs: float | None = _arg(None, "Epochs before pruning starts; default 0.")
@@ -138,11 +147,13 @@ class GlueArguments:
         """The config for a schedule window of `start_step`, `end_step`, `pruning_frequency`."""
         p = self.pruning
         if p.pruning_type == "pattern_lock":
-            for name in ("target_sparsity", "pruning_frequency", "sparsity_warm_epochs", "cooldown_epochs"):
+            for name in (*SCHEDULE_KEYS[2:], "sparsity_warm_epochs", "cooldown_epochs"):
                 if getattr(p, name) is not None:
                     raise PruningError(f"--{name}: pattern_lock holds from the first step; leave --{name} out")
         flags: dict[str, Any] = {"target_sparsity": p.target_sparsity, "pattern": p.pruning_pattern}
-        flags["pruning_type"] = p.pruning_type
+        flags |= {"pruning_type": p.pruning_type, "target_speedup": p.target_speedup, "target_flops": p.target_flops}
+        flags |= {"target_bytes": int(p.target_bytes) if p.target_bytes and p.target_bytes > 1 else p.target_bytes}
+        flags["tokens"] = p.tokens
         if p.pruning_frequency not in (None, -1):
             flags["pruning_frequency"] = window.get("pruning_frequency", p.pruning_frequency)
         if p.sparsity_warm_epochs is not None:

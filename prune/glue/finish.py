@@ -65,7 +65,7 @@ def make_results(
     """What all_results.json holds."""
     zeros, weights, all_zeros, everything = count_parameters(s.bare)
     groups = s.pruner.config.groups if s.pruner else ()
-    targets = sorted({group.target_sparsity for group in groups}) or [0.0]
+    targets: list[float | str] = sorted({group.goal for group in groups}, key=str) or [0.0]
     last = progress["evals"][-1]
     metrics = {key: value for key, value in last.items() if key not in ("step", "epoch")}
     return {

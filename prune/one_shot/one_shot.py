@@ -71,6 +71,8 @@ def prune_one_shot(
     hidden = [weight.name for weight in named_weights(model) if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase))]
     hidden = [name for name in hidden if not is_named(group, name)]
     pruner = Pruner(model, config.excluding(*map(exact, hidden)))
+    if group.target_sparsity is None:
+        raise PruningError(f"{group.goal}: is for prune_once and Pruner, in which layers compete; want target_sparsity")
     chosen = METHODS[method](pattern, group.target_sparsity)
     unreached = calibrate(model, pruner.layers, batches, chosen.see, chosen.prune, progress)
     notes = notes_of((name, "multiplies where calibration can't look, inside a recurrent layer") for name in hidden)

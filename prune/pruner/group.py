@@ -43,6 +43,7 @@ class PrunedGroup:
     def __init__(self, config: GroupConfig, layers: Sequence[Layer]) -> None:
         self.config = config
         self.found = list(layers)
+        self.goal = config.target_sparsity or 0.0  # under a budget the share of the cost that goes, which it sets
         self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
         self.take(layers)
         if config.is_lock or config.lock_init_sparsity:
@@ -71,6 +72,7 @@ class PrunedGroup:
         self.is_sharded = any(layer.rows.group is not None for layer in layers)
         self._look()
         self._plans: defaultdict[str, Plan] = defaultdict(Plan)
+        self._ranked: tuple[list[Tensor], list[Tensor]] | None = None  # what the next `prune` goes by
         self._due_scale: float | None = None  # of gradients that the next `step_adamw` is to score
         self._is_masked = False  # by that pass, with the masks in force
         self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
@@ -114,14 +116,17 @@ class PrunedGroup:
         return [_full(layer, shape, 0.0) for layer, shape in zip(self.layers, shapes, strict=True)]
 
     def sparsity(self, step: int) -> float | None:
-        """The sparsity that the event at this step asks for; None without an event that prunes."""
+        """The sparsity that the event at this step asks for, or of a budget the share of the cost that goes.
+
+        None without an event that prunes.
+        """
         if self.config.is_lock:
             return None
         event = event_at(step, *self.config.window)
         if event is None:
             return None
         c = self.config
-        return sparsity_at(c.sparsity_decay_type, c.target_sparsity, event, c.last_event) or None
+        return sparsity_at(c.sparsity_decay_type, self.goal, event, c.last_event) or None
 
     def observe(self, step: int, grad_scale: float) -> None:
         """Score the gradients of the optimizer step that will be number `step`."""
@@ -207,7 +212,8 @@ class PrunedGroup:
             return
         sparsity = self.sparsity(step)
         if sparsity is not None:
-            self.selection.ask(sparsity)
+            if c.budget is None:
+                self.selection.ask(sparsity)
             before = [mask.clone() for mask in self.units] if c.is_progressive else []
             scores = self.prune()
             if c.is_progressive:
@@ -218,8 +224,8 @@ class PrunedGroup:
         if self.parts and (step >= c.window[1] or self.parts.due(step, c.pruning_frequency) == PARTS):
             self.parts = None
 
-    def prune(self) -> list[Tensor]:
-        """Choose masks as `selection` was asked to; work for the device only. Returns the scores it went by."""
+    def rank(self) -> list[Tensor]:
+        """What it costs now to prune each unit; what the next `prune` goes by. Work for the device only."""
         c = self.config
         scores = self.scores
         if not c.needs_gradient:
@@ -229,21 +235,29 @@ class PrunedGroup:
                 scores, self.views, none, self.score_blocks, torch.zeros_like(self.seen), "magnitude",
                 c.criterion_reduce_type, plan=self._plans["magnitude"],
             )  # fmt: skip
+        best: list[Tensor] = []
         if self.is_nm:
-            self._prune_nm(scores)
-        else:
-            self.selection.run(scores, self.units, self._plans["select"])
-        self.active, self._is_masked = True, False
+            locked = self.choices if c.lock_init_sparsity else None
+            best, scores = best_and_costs(scores, locked, c.pattern.n, c.pattern.m, self._plans)
+        self._ranked = scores, best
         return scores
 
-    def _prune_nm(self, scores: Sequence[Tensor]) -> None:
-        n, m = self.config.pattern.n, self.config.pattern.m
-        locked = self.choices if self.config.lock_init_sparsity else None
-        best, costs = best_and_costs(scores, locked, n, m, self._plans)
-        before = apart([(mask.shape[0], mask.shape[1]) for mask in self.units], torch.bool, self.seen.device)
-        torch._foreach_copy_(before, self.units)
-        self.selection.run(costs, self.units, self._plans["select"])
-        thin_groups(self.choices, best, before, self.units, m, self._plans["thin"])  # once, when a group is pruned
+    def prune(self) -> list[Tensor]:
+        """Choose masks as `selection` was asked to; work for the device only. Returns the costs it went by."""
+        if self._ranked is None:
+            self.rank()
+        assert self._ranked is not None
+        (costs, best), self._ranked = self._ranked, None
+        if self.is_nm:
+            before = apart([(mask.shape[0], mask.shape[1]) for mask in self.units], torch.bool, self.seen.device)
+            torch._foreach_copy_(before, self.units)
+            self.selection.run(costs, self.units, self._plans["select"])
+            m = self.config.pattern.m
+            thin_groups(self.choices, best, before, self.units, m, self._plans["thin"])  # once, when a group is pruned
+        else:
+            self.selection.run(costs, self.units, self._plans["select"])
+        self.active, self._is_masked = True, False
+        return costs
 
     def check_scored(self, step: int) -> None:
         """Before an event at this step, leave out layers that nobody named and no gradient has ever reached.

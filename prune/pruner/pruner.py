@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.attach import Attachment
+from trisparse.prune.pruner.budget import SharedBudget
+from trisparse.prune.pruner.cost_table import CostTable
 from trisparse.prune.pruner.find_layers import find_layers
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
@@ -24,6 +26,7 @@ from trisparse.prune.pruner.sparse_training import SparseTraining
 from trisparse.prune.pruner.zeros import ZeroWatch, check_zeros
 
 _STATE_VERSION = 1
+_LATER = ("sparse_layers", "budgets")  # what older states lack
 
 
 class Pruner:
@@ -42,6 +45,9 @@ class Pruner:
         sparse_training: `auto` lets linear layers multiply with what the masks keep alone, forward and backward, while
             the Pruner is attached, where that is faster on this CPU by measurement; `on` wherever there is a way, `off`
             nowhere. Masks are the same and weights are but for rounding; the gradient of what is pruned is zero.
+        example: keywords of a forward, to time the model with under `target_speedup`; language models have their own,
+            of as many `tokens` as the config says.
+        measure: whether layers may be timed under `target_speedup`; else a static model says what they cost.
 
     Raises:
         PruningError: what the config asks for does not fit the model.
@@ -49,6 +55,7 @@ class Pruner:
     Attributes:
         step_count: optimizer steps so far.
         groups: the state of each group of the config.
+        budgets: what groups share that are told how fast, how large or how much work the model is to be.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -64,8 +71,9 @@ class Pruner:
     """
 
     def __init__(
-        self, model: nn.Module, config: PruningConfig, replicas: Any = None, sparse_training: str = "auto"
-    ) -> None:
+        self, model: nn.Module, config: PruningConfig, replicas: Any = None, sparse_training: str = "auto",
+        example: Mapping[str, Any] | None = None, measure: bool = True,
+    ) -> None:  # fmt: skip
         if not isinstance(config, PruningConfig):
             raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
         self.model = model
@@ -82,6 +90,17 @@ class Pruner:
         self._watch = ZeroWatch(self.groups)
         self._holds = False  # whether the weights have been masked, and should be zero since
         self._sparse = SparseTraining(model, self.groups, sparse_training)
+        self.budgets = [
+            SharedBudget(
+                model,
+                budget,
+                [g for g in self.groups if g.config.budget == budget],
+                self._replicas.group,
+                example,
+                measure,
+            )
+            for budget in dict.fromkeys(group.budget for group in config.groups if group.budget is not None)
+        ]
 
     @property
     def layers(self) -> list[Layer]:
@@ -141,6 +160,8 @@ class Pruner:
         self._reshard()
         for group in self.groups:
             group.check_scored(self.step_count)
+        for budget in self.budgets:
+            budget.ask(self.step_count)
         partial = [group for group in self.groups if group.parts is not None]
         for group in self.groups:
             group.fire(self.step_count)
@@ -291,7 +312,7 @@ class Pruner:
             PruningError: a weight is not zero where its mask says pruned.
         """
         self.check_zeros()
-        notes = [*self._notes, *self._sparse.notes]
+        notes = [*self._notes, *(budget.note() for budget in self.budgets), *self._sparse.notes]
         return make_report(self.model, self.groups, self.masks(), self.step_count, notes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,6 +336,7 @@ class Pruner:
             "started": self._started,
             "groups": [group_state(group) for group in self.groups],
             "sparse_layers": self._sparse.state,
+            "budgets": [budget.table.to_state() for budget in self.budgets],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -328,7 +350,7 @@ class Pruner:
         mine = self._state()
         if state.get("version") != _STATE_VERSION:
             raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
-        if lacking := [key for key in mine if key not in state and key != "sparse_layers"]:
+        if lacking := [key for key in mine if key not in state and key not in _LATER]:
             raise PruningError(f"state: is no Pruner's state, it lacks {', '.join(lacking)}")
         if len(state["config"]) != len(mine["config"]):
             raise PruningError(
@@ -349,6 +371,8 @@ class Pruner:
             if layers != group.layers:
                 group.take(layers)
             load_group_state(group, saved)
+        for budget, table in zip(self.budgets, state.get("budgets", ()), strict=True):
+            budget.take(CostTable.from_state(table))
         self._sparse.resume(state.get("sparse_layers"), self.step_count)
 
 

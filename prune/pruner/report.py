@@ -167,7 +167,7 @@ def _notes(groups: Sequence[PrunedGroup], rows: list[LayerRow], step: int, compl
     if not complete:
         ends = ", ".join(str(g.config.window[1]) for g in groups if not g.config.is_lock)
         zeros = sum(row.zeros for row in rows) / sum(row.weights for row in rows)
-        targets = ", ".join(f"{g.config.target_sparsity:g}" for g in groups if not g.config.is_lock)
+        targets = ", ".join(str(g.config.goal) for g in groups if not g.config.is_lock)
         notes.append(f"stopped at step {step}, before end_step {ends}: {zeros:.4f} are zero, the target is {targets}")
     for index, group in enumerate(groups):
         dense, units = group.exchange.sum(

@@ -48,10 +48,17 @@ class Selection:
     def ask(self, sparsity: float) -> None:
         """The next `run` leaves this fraction of the weights zero."""
         c = self.config
-        low = self._units_of(c.min_sparsity_ratio_per_op * sparsity / c.target_sparsity)
-        high = self._units_of(c.max_sparsity_ratio_per_op)
+        assert c.target_sparsity is not None
+        low = self.units_of(c.min_sparsity_ratio_per_op * sparsity / c.target_sparsity)
         parts = [sum(self.weights)] if self.is_global else self.weights
-        targets = [math.floor(sparsity * part + 0.5) for part in parts]
+        self._write(low, self.most_units(), [math.floor(sparsity * part + 0.5) for part in parts])
+
+    def ask_units(self, counts: Sequence[int]) -> None:
+        """The next `run` leaves so many units of each layer pruned."""
+        removed = sum(count * size for count, size in zip(counts, self.sizes, strict=True))
+        self._write(counts, counts, [removed])  # a budget is met by all layers of its groups together
+
+    def _write(self, low: Sequence[int], high: Sequence[int], targets: Sequence[int]) -> None:
         for tensor, values in ((self._low, low), (self._high, high), (self._targets, targets)):
             host = torch.tensor(values, dtype=torch.int64)
             tensor.copy_(host if tensor.device.type == "cpu" else host.pin_memory(), non_blocking=True)
@@ -64,7 +71,11 @@ class Selection:
         else:
             select_units_sharded(scores, masks, self.sizes, *wanted, self.shards)
 
-    def _units_of(self, ratio: float) -> list[int]:
+    def most_units(self) -> list[int]:
+        """Units that each layer may give up at most."""
+        return self.units_of(self.config.max_sparsity_ratio_per_op)
+
+    def units_of(self, ratio: float) -> list[int]:
         """Units of each layer that hold this share of its weights."""
         return [
             min(math.floor(ratio * weights / size + _SLACK), units)

@@ -19,7 +19,7 @@ _TEXT = (str,)
 _METRICS = {str: _METRIC}
 _LARGEST = 2**53  # that a picture can tell from its neighbours
 _RESULTS = {
-    "task": _TEXT, "pattern": _TEXT, "target_sparsity": (int, float, list), "eval": _METRICS,
+    "task": _TEXT, "pattern": _TEXT, "target_sparsity": (int, float, list, str), "eval": _METRICS,
     "best_eval": (dict, NoneType), "teacher_eval": _METRICS,
     "sparsity": {"pruned_layers": _NUMBER, "matmul_gemm_conv": _NUMBER, "all_parameters": _NUMBER},
     "pattern_verified": (bool, NoneType), "complete": (bool, NoneType), "epochs": _NUMBER, "train_seconds": _NUMBER,

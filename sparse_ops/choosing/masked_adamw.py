@@ -78,10 +78,13 @@ def _on_cpu(
     left = masked_adamw(weights, grads, firsts, seconds, rates, scores, masks, blocks, seen, *how)
     if left:
         own = seen[left]
-        lists = (weights, grads, firsts, seconds, rates, scores, masks, blocks)
+
+        def of_left(part):
+            return [part[i] for i in left] if part else []
+
         masked_adamw_reference(
-            *(rates[left] if part is rates else [part[i] for i in left] if len(part) else [] for part in lists),
-            own, *how, score_units_on_cpu, apply_masks_on_cpu,
+            of_left(weights), of_left(grads), of_left(firsts), of_left(seconds), rates[left], of_left(scores),
+            of_left(masks), of_left(blocks), own, *how, score_units_on_cpu, apply_masks_on_cpu,
         )  # fmt: skip
         seen[left] = own
 

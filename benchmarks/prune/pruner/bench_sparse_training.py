@@ -6,7 +6,8 @@ r"""How much faster training gets as the model gets sparser, on a CPU: one layer
 Layers: forward and backward of one linear layer with 768 tokens, all of it and what a random mask keeps of it, in
 turns; `times` is of both together, `parts` of the forward, the gradient of the input and of the weight by themselves.
 Steps: an encoder pruned to its target by a Pruner, with and without `sparse_training`, 16 texts of 48 tokens, forward,
-backward and optimizer in turns, with the dropout that BERT trains with. Medians; a picture beside the JSON.
+backward and optimizer in turns, with the dropout that BERT trains with. Optimizers: a step of AdamW with a Pruner, in
+cool-down, and of MaskedAdamW, which masks on its way. Medians; a picture beside the JSON.
 
 SparseProp (https://github.com/IST-DASLab/sparseprop, arXiv 2302.04852), which multiplies single weights, is timed in
 the same turns where it can be imported.
@@ -30,7 +31,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
-from trisparse import Pruner, PruningConfig
+from trisparse import MaskedAdamW, Pruner, PruningConfig
 from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
 from trisparse.sparse_ops import mask_linear, masked_blocks
@@ -42,6 +43,7 @@ LAYERS = [("4x1", z) for z in (0.5, 0.7, 0.8, 0.9, 0.95)] + [("1x1", z) for z in
 MODELS = {"MiniLM-L6": (384, 1536, 6, 12), "BERT-base, 4 layers": (768, 3072, 4, 12)}
 STEP_GOALS = {("MiniLM-L6", "4x1", 0.9): 2.5, ("MiniLM-L6", "4x1", 0.7): 1.8}
 STEPS = [("4x1", 0.5), ("4x1", 0.7), ("4x1", 0.9), ("4x1", 0.95), ("1x1", 0.9)]
+OPTIMIZERS = [("4x1", 0.9), ("2:4", 0.5), ("1xchannel", 0.6)]
 _SECONDS = 0.6  # of turns for a row
 
 
@@ -158,6 +160,33 @@ def step_row(name: str, pattern: str, zeros: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def optimizer_row(pattern: str, zeros: float) -> dict[str, Any]:
+    """Of MiniLM's encoder: torch's fused AdamW and the masked write after it, and both in one pass."""
+
+    def make(optimizer_of: Callable[[Any], torch.optim.Optimizer]) -> Callable[[], Any]:
+        torch.manual_seed(0)
+        width, inner, layers, heads = MODELS["MiniLM-L6"]
+        config = BertConfig(
+            vocab_size=1, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+            num_attention_heads=heads,
+        )  # fmt: skip
+        model = BertModel(config, add_pooling_layer=False)
+        optimizer = optimizer_of(model.parameters())
+        pruning = PruningConfig(
+            pattern=pattern, target_sparsity=zeros, start_step=1, end_step=2, pruning_scope="local", exclude_head=False
+        )
+        Pruner(model, pruning, sparse_training="off").attach(optimizer)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        for _ in range(3):
+            optimizer.step()
+        return optimizer.step
+
+    times = in_turns([make(lambda params: torch.optim.AdamW(params, fused=True)), make(MaskedAdamW)])
+    found = zip(("fused_ms", "masked_ms"), map(statistics.median, times), strict=True)
+    return {"pattern": pattern, "zeros": zeros, **dict(found), "times": ratio(*times)}
+
+
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Geometric means over the shapes."""
     found = []
@@ -172,7 +201,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def table(layers: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
+def table(layers: list[dict[str, Any]], steps: list[dict[str, Any]], optimizers: list[dict[str, Any]]) -> str:
     def goal(row: dict[str, Any]) -> str:
         return f"{row['goal']} {'met' if row['times'] >= row['goal'] else 'missed'}" if row["goal"] else "-"
 
@@ -186,6 +215,10 @@ def table(layers: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
         count = f"{row['sparse_layers']} of {row['layers']}"
         start = f"{row['model']:>33}  {row['pattern']:>7}  {row['zeros']:5}"
         lines.append(f"{start}  {count:>13}  {row['times']:5.2f}  {goal(row)}")
+    lines.append("optimizer of MiniLM-L6: pattern  zeros  AdamW, fused, ms  MaskedAdamW, ms  times")
+    for row in optimizers:
+        start = f"{row['pattern']:>31}  {row['zeros']:5}  {row['fused_ms']:16.1f}  {row['masked_ms']:15.1f}"
+        lines.append(f"{start}  {row['times']:5.2f}")
     return "\n".join(lines)
 
 
@@ -224,12 +257,13 @@ def main() -> None:
     ]
     cases = [(name, *case) for name in MODELS for case in STEPS]
     steps = [step_row(*case) | {"goal": STEP_GOALS.get(case)} for case in tqdm(cases, desc="steps", mininterval=1)]
+    optimizers = [optimizer_row(*case) for case in tqdm(OPTIMIZERS, desc="optimizers", mininterval=1)]
     machine = {"cpu": processor(), "instructions": extensions(), "threads": torch.get_num_threads()}
     machine |= {"torch": torch.__version__, "python": platform.python_version()}
-    result = {"machine": machine, "layers": means(rows), "shapes": rows, "steps": steps}
+    result = {"machine": machine, "layers": means(rows), "shapes": rows, "steps": steps, "optimizers": optimizers}
     atomic_write(args.out, json.dumps(result, indent=1) + "\n")
     plot(result["layers"], steps, args.out.with_suffix(".png"))
-    print(table(result["layers"], steps))
+    print(table(result["layers"], steps, optimizers))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trisparse.prune.deploy.speed_model import GAIN, expected_gain, expected_gain_on_cpu
+from trisparse.prune.speed_model import GAIN, expected_gain, expected_gain_on_cpu
 
 ROWS, COLS = 3072, 768
 
