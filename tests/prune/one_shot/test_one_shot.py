@@ -301,7 +301,7 @@ def test_misuse():
     model, x = layer_and_head(), inputs().split(64)
     before = copy.deepcopy(model.state_dict())
     for arguments, keys, message in [
-        ((model, x, "obs"), {"pattern": "2:4"}, "method: want wanda or sparsegpt, got 'obs'"),
+        ((model, x, "obs"), {"pattern": "2:4"}, "method: want wanda, sparsegpt, dsnot or magnitude, got 'obs'"),
         ((model, []), {"pattern": "2:4"}, "batches: want at least one batch"),
         ((model, x), {"pattern": "4x1"}, "pattern: want N:M or 1x1 for wanda, got '4x1'"),
         ((model, x), {}, "pattern: want N:M or 1x1 for wanda, got None"),
