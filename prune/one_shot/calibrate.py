@@ -195,10 +195,10 @@ def _run_all(
     for layer in layers:
         if layer.part is not None and not tokens[layer]:  # an expert that no token came to is pruned by size alone
             unseen(layer)
-    if unseen := [layer.name for layer in layers if not tokens[layer] and layer.part is None]:
+    if missed := [layer.name for layer in layers if not tokens[layer] and layer.part is None]:
         raise PruningError(
-            f"batches: they show no input to {', '.join(unseen)}; give more, or add to excluded_op_names: "
-            f"{[exact(name) for name in unseen]}"
+            f"batches: they show no input to {', '.join(missed)}; give more, or add to excluded_op_names: "
+            f"{[exact(name) for name in missed]}"
         )
     for layer in layers:
         if not bool(finite.get(layer, True)):

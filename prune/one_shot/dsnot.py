@@ -21,9 +21,9 @@ _CYCLES = 50  # swaps that a row may try, the paper's T
 
 
 class _Moments(NamedTuple):
-    """Of inputs: how many there were, their mean and the sum of their squared distances from it, fp32 `[in]`."""
+    """Of inputs: how many tokens, their mean and the sum of their squared distances from it, fp32 `[in]`."""
 
-    count: int
+    tokens: int
     mean: Tensor
     spread: Tensor
 
@@ -69,16 +69,16 @@ class DSnoT(Method):
         if layer.name in self._moments:
             seen = self._moments.pop(layer.name)
             share = layer.view.float() * seen.mean
-            keep = swapped(keep, share, seen.spread / seen.count, cost, self.pattern.m if self.pattern.is_nm else None)
+            keep = swapped(keep, share, seen.spread / seen.tokens, cost, self.pattern.m if self.pattern.is_nm else None)
         layer.view.mul_(keep)
 
 
 def _joined(a: _Moments | None, b: _Moments) -> _Moments:
     if a is None:
         return b
-    count, apart = a.count + b.count, b.mean - a.mean
-    mean = a.mean + apart * (b.count / count)
-    return _Moments(count, mean, a.spread + b.spread + apart.square() * (a.count * b.count / count))
+    count, apart = a.tokens + b.tokens, b.mean - a.mean
+    mean = a.mean + apart * (b.tokens / count)
+    return _Moments(count, mean, a.spread + b.spread + apart.square() * (a.count * b.tokens / count))
 
 
 def swapped(keep: Tensor, share: Tensor, variance: Tensor, cost: Tensor, group: int | None = None) -> Tensor:

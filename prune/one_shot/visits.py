@@ -73,13 +73,13 @@ class Visits:
             self._send_home(module)
 
     def _call_hooks(self) -> tuple[Any, Any]:
-        inputs: list[tuple[Tensor, Tensor]] = []
+        there: dict[int, tuple[Tensor, Tensor]] = {}  # what is one tensor here is one there
         brought = False
 
         def move(tensor: Tensor) -> Tensor:
-            there = tensor.to(self._device, copy=True)
-            inputs.append((tensor, there))
-            return there
+            if id(tensor) not in there:
+                there[id(tensor)] = tensor, tensor.to(self._device, copy=True)
+            return there[id(tensor)][1]
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             nonlocal brought
@@ -89,14 +89,16 @@ class Visits:
             return tree_map_only(Tensor, move, (args, kwargs))
 
         def leave(module: nn.Module, args: Any, output: Any) -> Any:
-            homes = [away.home.device for away in self._away[module]]
+            home = next((away.home.device for away in self._away[module]), torch.device("cpu"))
             if brought:
                 self._send_home(module)
-            for tensor, there in inputs:
-                if there._version:  # the module wrote to what it was given
-                    tensor.copy_(there)
-            inputs.clear()
-            return tree_map_only(Tensor, lambda tensor: tensor.to(homes[0]), output) if homes else output
+            here = {id(copied): tensor for tensor, copied in there.values()}
+            for tensor, copied in there.values():
+                if copied._version:  # the module wrote to what it was given
+                    tensor.copy_(copied)
+            back = tree_map_only(Tensor, lambda found: here[id(found)] if id(found) in here else found.to(home), output)
+            there.clear()
+            return back
 
         return enter, leave
 
