@@ -76,9 +76,9 @@ class DSnoT(Method):
 def _joined(a: _Moments | None, b: _Moments) -> _Moments:
     if a is None:
         return b
-    count, apart = a.tokens + b.tokens, b.mean - a.mean
-    mean = a.mean + apart * (b.tokens / count)
-    return _Moments(count, mean, a.spread + b.spread + apart.square() * (a.count * b.tokens / count))
+    tokens, apart = a.tokens + b.tokens, b.mean - a.mean
+    mean = a.mean + apart * (b.tokens / tokens)
+    return _Moments(tokens, mean, a.spread + b.spread + apart.square() * (a.tokens * b.tokens / tokens))
 
 
 def swapped(keep: Tensor, share: Tensor, variance: Tensor, cost: Tensor, group: int | None = None) -> Tensor:
@@ -86,8 +86,8 @@ def swapped(keep: Tensor, share: Tensor, variance: Tensor, cost: Tensor, group: 
 
     A row's error is the sum of `share` over what it prunes. Of the pruned weights whose share has the error's sign, the
     one with the greatest |share| / variance comes back, and the cheapest kept one of the other sign goes; of N:M, the
-    cheapest of the same group with which the error gets smaller. Only a swap that makes |error| smaller is made, a
-    weight takes part once, and a row tries up to 50.
+    cheapest of the same group with which the error gets smaller. Only a swap that makes |error| smaller is made, where
+    the paper stops at an error of 0.1, whatever the inputs' unit. A weight takes part once, and a row tries up to 50.
 
     Args:
         keep: bool `[rows, cols]`, what is kept to begin with.

@@ -113,9 +113,11 @@ def prune_one_shot(
     if isinstance(layer_sparsity, (list, tuple)) and keys.get("target_sparsity") is not None:
         raise PruningError("target_sparsity: layer_sparsity has a value for every layer; leave it out")
     owl = Owl(owl_m, owl_lambda) if by_owl else None
-    options: dict[str, Any] = {
-        "sparsegpt": {"dampening": dampening, "block_size": block_size}, "dsnot": {"mask": dsnot_mask},
-    }.get(method, {})  # fmt: skip
+    options: dict[str, Any] = {}
+    if method == "sparsegpt":
+        options = {"dampening": dampening, "block_size": block_size}
+    elif method == "dsnot":
+        options = {"mask": dsnot_mask}
     sparsities: dict[str, float] = {}
     make = METHODS[method]
     chosen = make(group.pattern, sparsities, **options) if make is not None else None

@@ -57,6 +57,7 @@ def test_inputs_that_never_vary_come_first_and_those_that_are_zero_never():
 def layer_and_inputs():
     torch.manual_seed(0)
     x = torch.randn(96, 32) * torch.logspace(-1, 1, 32) + torch.randn(32)
+    x[40:] += 3 * torch.randn(32)  # batches that differ
     x[:, 5] = 0
     return nn.Sequential(nn.Linear(32, 24), nn.Linear(24, 2)), x
 
