@@ -1,4 +1,4 @@
-"""The console script `trisparse`: compress a pruned model, look into a checkpoint, export one, show a run."""
+"""The console script `trisparse`: prune a model, compress it, look into a checkpoint, export one, show a run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from trisparse.prune.deploy.layer_spec import is_ours
 from trisparse.prune.deploy.onnx_export import ONNX
 from trisparse.prune.deploy.replaced_folder import EXPORTED, SAVED, check_folder_is_free, replaced_folder
 from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.prune_command import add_prune, prune
 from trisparse.prune.run_report.page import add_report, report
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the four; the exit status is 2 for what the user can mend."""
+    """Run one of the five; the exit status is 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="trisparse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    add_prune(commands)
     add = commands.add_parser("compress", help="choose a format for every layer of a pruned model")
     add.add_argument("input", type=Path, help="folder of a transformers model")
     add.add_argument("output", type=Path, help="folder to write")
@@ -48,13 +50,22 @@ def main(argv: Sequence[str]) -> int:
     add_report(commands)
     args = parser.parse_args(argv)
     try:
-        {"compress": _compress, "inspect": _inspect, "export": _export, "report": report}[args.command](args)
+        runs = {"prune": _prune, "compress": _compress, "inspect": _inspect, "export": _export, "report": report}
+        runs[args.command](args)
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PruningError, OSError) as error:  # an OSError names its file
         print(f"trisparse: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def _prune(args: argparse.Namespace) -> None:
+    _check_folders(args, SAVED)
+    check_shard_size(args.max_shard_size)
+    if args.device is not None:
+        _check_device(args.device)
+    prune(args)
 
 
 def _compress(args: argparse.Namespace) -> None:

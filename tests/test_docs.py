@@ -1,5 +1,6 @@
 """What the documentation says, run: its blocks, links, flags, keys and numbers."""
 
+import argparse
 import dataclasses
 import doctest
 import importlib
@@ -101,7 +102,24 @@ def test_command_lines_of_the_loop_parse(flags):
     assert parse_arguments(flags).training.output_dir
 
 
-def test_flags_and_keys_exist():
+@pytest.fixture
+def prune_parser():
+    from trisparse.prune.prune_command import add_prune
+
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    add_prune(commands)
+    return commands.choices["prune"]
+
+
+def test_command_lines_of_prune_parse(prune_parser):
+    lines = re.findall(r"^\$ trisparse prune (.*?)(?: +#.*)?$", "\n".join(TEXTS.values()), re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert prune_parser.parse_args(line.split()).output
+
+
+def test_flags_and_keys_exist(prune_parser):
     pytest.importorskip("transformers")
     from trisparse.prune.config.group import KEYS
     from trisparse.prune.glue import args
@@ -109,6 +127,7 @@ def test_flags_and_keys_exist():
     flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "overwrite", "nproc_per_node"}
     flags |= {"data", "minilm", "rows", "seeds", "epochs", "device", "dtype", "only", "budget_seconds", "dry_run"}
+    flags |= {action.dest for action in prune_parser._actions}
     for name, text in TEXTS.items():
         assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name
     rows = re.findall(r"^\| (`.*?) \|", TEXTS["configuration.md"], re.MULTILINE)

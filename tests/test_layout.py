@@ -24,7 +24,7 @@ WINGS = {
     "prune.glue": ["deploy", "channels", "one_shot", "pruner", "config"],
     "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "config"],
 }
-ABOVE = {"sparse_ops", "prune", "prune.command"}  # stand above the wings beside them
+ABOVE = {"sparse_ops", "prune", "prune.command", "prune.prune_command"}  # stand above the wings beside them
 
 
 def module_name(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _Attentio
 
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
-from trisparse.prune.one_shot.inputs import is_called, watched
+from trisparse.prune.one_shot.inputs import See, is_called, watched
+from trisparse.prune.one_shot.method import Method
+from trisparse.prune.one_shot.visits import Visits
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact, unwrap
 from trisparse.prune.pruner.shards import is_sharded
@@ -40,11 +43,7 @@ class _Enough(Exception):  # noqa: N818 (no error: the rest of a forward is of n
 
 def blocks_of(model: nn.Module, layers: Iterable[Layer]) -> list[Block]:
     """The layers by the element of the outermost `nn.ModuleList` that they are in; any other layer is a block alone."""
-    owners: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():  # from the outside in
-        for element in module if isinstance(module, nn.ModuleList) else []:
-            for inner in element.modules():
-                owners.setdefault(inner, element)
+    owners = _owners(model)
     blocks: dict[nn.Module, Block] = {}
     for layer in layers:
         owner = owners.get(layer.module, layer.module)
@@ -52,10 +51,21 @@ def blocks_of(model: nn.Module, layers: Iterable[Layer]) -> list[Block]:
     return list(blocks.values())
 
 
+def _owners(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The element of the outermost `nn.ModuleList` that a module is in, itself included."""
+    owners: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():  # from the outside in
+        for element in module if isinstance(module, nn.ModuleList) else []:
+            for inner in element.modules():
+                owners.setdefault(inner, element)
+    return owners
+
+
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, layers: Iterable[Layer], batches: Iterable[Any],
-    see: Callable[[Layer, Tensor], None], prune: Callable[[Layer], None], progress: Callable[[str], None],
+    model: nn.Module, layers: Iterable[Layer], batches: Iterable[Any], method: Method | None,
+    progress: Callable[[str], None], look: See | None = None, begin: Callable[[list[Block]], None] | None = None,
+    device: torch.device | str | None = None,
 ) -> list[Layer]:  # fmt: skip
     """Show every layer its inputs over all batches, prune it, and go on with the next block in the order of calls.
 
@@ -66,12 +76,15 @@ def calibrate(
         model: whose forward gets the batches.
         layers: of the model.
         batches: keywords or positions of the model's forward; where their `attention_mask` is 0, inputs do not count.
-        see: gets each layer and inputs of it, `[tokens, in]`, for each call.
-        prune: gets each layer once its block has seen all batches.
+        method: gets each layer and its inputs, `[tokens, in]`, for each call, and prunes it once its block has seen all
+            batches; None for a first look alone.
         progress: is told which block is at work.
+        look: gets the same of the dense model, before anything is pruned.
+        begin: gets the blocks after that.
+        device: where each block runs; None for where the model is.
 
     Returns:
-        The experts that no token came to; they are shown each input alone, so that sizes decide.
+        The experts that no token came to.
 
     Raises:
         PruningError: no batches, such that the model does not take, or layers that see no or no finite inputs.
@@ -83,21 +96,39 @@ def calibrate(
     data = list(batches)
     if not data:
         raise PruningError("batches: want at least one batch to calibrate with, got none")
+    blocks = blocks_of(model, layers)
+    modules = [block.module for block in blocks]
+    visits = None if device is None else Visits(dict.fromkeys((*_owners(model).values(), *modules)), device)
     before: dict[Layer, Tensor] = {}
-    with evaluating(model), torch.compiler.set_stance("force_eager"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if visits is not None:
+            stack.enter_context(visits.on_call())
         progress(f"a first look at {len(data)} batches")
-        blocks = blocks_of(model, layers)
         order: dict[Layer, int] = {}
-        modules = [block.module for block in blocks]
-        first = _run_all(model, layers, data, lambda layer, x: _note(order, layer), modules, multiplied=layers)
+
+        def note(layer: Layer, x: Tensor | None = None) -> None:
+            order.setdefault(layer, len(order))
+            if look is not None and x is not None:
+                look(layer, x)
+
+        first = _run_all(model, layers, data, note, note, modules, multiplied=layers, visits=visits)
+        if begin is not None:
+            begin(blocks)
+        if method is None:
+            return first.unreached
         try:
             for index, block in enumerate(sorted(blocks, key=lambda b: min(order[layer] for layer in b.layers))):
                 progress(f"block {index + 1} of {len(blocks)}")
                 own = [layer for layer in block.layers if layer in first.multiplied]
-                _run_all(model, block.layers, data, see, [block.module], first.calls[block.module], own)
-                for layer in block.layers:
-                    before[layer] = layer.values.to("cpu", copy=True)
-                    prune(layer)
+                calls = first.calls[block.module]
+                stays = visits is not None and any(calls)  # else other code reads its weights where they are
+                with visits.staying(block.module) if visits and stays else contextlib.nullcontext():
+                    _run_all(model, block.layers, data, method.see, method.unseen, [block.module], calls, own, visits)
+                    for layer in block.layers:
+                        before[layer] = layer.values.to("cpu", copy=True)
+                        method.prune(layer)
         except BaseException:
             for layer, weight in before.items():
                 layer.values.copy_(weight)
@@ -118,13 +149,10 @@ def _check_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
         raise PruningError(f"model: {sharded[0]} is spread over processes; calibrate a model that is whole on each")
 
 
-def _note(order: dict[Layer, int], layer: Layer) -> None:
-    order.setdefault(layer, len(order))
-
-
 def _run_all(
-    model: nn.Module, layers: Sequence[Layer], data: Sequence[Any], see: Callable[[Layer, Tensor], None],
+    model: nn.Module, layers: Sequence[Layer], data: Sequence[Any], see: See, unseen: Callable[[Layer], None],
     modules: Sequence[nn.Module], limit: Sequence[int] | None = None, multiplied: Sequence[Layer] = (),
+    visits: Visits | None = None,
 ) -> _Run:  # fmt: skip
     """Run every batch, until the one module was called as often as `limit` says; `multiplied` as `watched` has it."""
     calls: dict[nn.Module, list[int]] = {module: [] for module in modules}
@@ -154,7 +182,8 @@ def _run_all(
 
     handles = [module.register_forward_hook(count) for module in modules]
     try:
-        with watched(model, filter(is_called, layers), multiplied, show, show_product):
+        moves = (lambda: 0) if visits is None else (lambda: visits.moves)
+        with watched(model, filter(is_called, layers), multiplied, show, show_product, moves):
             for number, batch in enumerate(data):
                 for counted in calls.values():
                     counted.append(0)
@@ -165,11 +194,11 @@ def _run_all(
             handle.remove()
     for layer in layers:
         if layer.part is not None and not tokens[layer]:  # an expert that no token came to is pruned by size alone
-            see(layer, torch.eye(layer.view.shape[1], device=layer.weight.device))
-    if unseen := [layer.name for layer in layers if not tokens[layer] and layer.part is None]:
+            unseen(layer)
+    if missed := [layer.name for layer in layers if not tokens[layer] and layer.part is None]:
         raise PruningError(
-            f"batches: they show no input to {', '.join(unseen)}; give more, or add to excluded_op_names: "
-            f"{[exact(name) for name in unseen]}"
+            f"batches: they show no input to {', '.join(missed)}; give more, or add to excluded_op_names: "
+            f"{[exact(name) for name in missed]}"
         )
     for layer in layers:
         if not bool(finite.get(layer, True)):

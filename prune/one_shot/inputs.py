@@ -19,8 +19,9 @@ _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torc
 
 @contextlib.contextmanager
 def watched(
-    model: nn.Module, called: Iterable[Layer], multiplied: Sequence[Layer], see: See, see_product: See
-) -> Iterator[None]:
+    model: nn.Module, called: Iterable[Layer], multiplied: Sequence[Layer], see: See, see_product: See,
+    moves: Callable[[], int] = lambda: 0,
+) -> Iterator[None]:  # fmt: skip
     """Tell of every input `[…, in]` of these layers while the context lasts.
 
     Args:
@@ -31,6 +32,7 @@ def watched(
             does not count, if it is among those called.
         see: gets a layer that is called, and its input.
         see_product: gets a layer that is multiplied by, and its input.
+        moves: counts how often weights changed their place.
     """
     inside: set[Layer] = set()
     handles = []
@@ -41,7 +43,7 @@ def watched(
         with contextlib.ExitStack() as stack:
             if multiplied:
                 stack.enter_context(_in_the_open(model))
-                stack.enter_context(_Products(multiplied, see_product, inside))
+                stack.enter_context(_Products(multiplied, see_product, inside, moves))
             yield
     finally:
         for handle in handles:
@@ -87,11 +89,15 @@ def _in_the_open(model: nn.Module) -> Iterator[None]:
 class _Products(TorchDispatchMode):
     """Sees matrix products whose second factor `[in, out]` is a layer's weight, or all experts' at once."""
 
-    def __init__(self, layers: Sequence[Layer], see: See, inside: set[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], see: See, inside: set[Layer], moves: Callable[[], int]) -> None:
         super().__init__()
-        self._see, self._inside = see, inside
+        self._all, self._see, self._inside, self._moves = layers, see, inside, moves
+        self._find()
+
+    def _find(self) -> None:
         self._layers: dict[tuple, list[Layer]] = {}
-        for layer in layers:
+        self._found_at = self._moves()
+        for layer in self._all:
             own = [layer.values if layer.layout == "transposed" else layer.values.transpose(-1, -2)]
             if layer.parameter == "in_proj_weight":  # of attention, which multiplies parts of it by queries and by keys
                 third = own[0].shape[1] // 3
@@ -104,6 +110,8 @@ class _Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
+            if self._moves() != self._found_at:
+                self._find()
             x, weight = args[_PRODUCTS[func] :][:2]
             for layer in self._layers.get(_memory(weight), ()):
                 if layer not in self._inside:

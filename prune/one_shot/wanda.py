@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from trisparse.prune.config.patterns import Pattern
+from trisparse.prune.one_shot.method import Method
 from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops import nm_mask, select_units
 
 
-class Wanda:
+class Wanda(Method):
     """Scores |W_ij| · ‖X_j‖₂, compared within each row of W, an output; Sun et al. 2023, arXiv 2306.11695.
 
     Args:
         pattern: `N:M` or `1x1`.
-        sparsity: share of each row's weights that goes, for 1x1.
+        sparsities: share of each row's weights that goes, by layer name, for 1x1; read when a layer is pruned.
     """
 
-    def __init__(self, pattern: Pattern, sparsity: float) -> None:
-        self.pattern, self.sparsity = pattern, sparsity
+    def __init__(self, pattern: Pattern, sparsities: Mapping[str, float]) -> None:
+        self.pattern, self.sparsities = pattern, sparsities
         self._squares: dict[str, Tensor] = {}
 
     def see(self, layer: Layer, x: Tensor) -> None:
@@ -27,15 +30,19 @@ class Wanda:
         squares = x.float().square().sum(0)
         self._squares[layer.name] = self._squares.get(layer.name, 0) + squares
 
+    def score(self, layer: Layer) -> Tensor:
+        """fp32 `[out, in]`; forgets what was seen."""
+        return layer.view.float().abs() * self._squares.pop(layer.name).sqrt()
+
+    def keep(self, layer: Layer, score: Tensor) -> Tensor:
+        """bool `[out, in]`, which weights stay."""
+        if self.pattern.is_nm:
+            return nm_mask(score, self.pattern.n, self.pattern.m)
+        return keep_of_rows(score, self.sparsities[layer.name])
+
     def prune(self, layer: Layer) -> None:
         """Zero a layer's weights in place."""
-        weight = layer.view
-        score = weight.float().abs() * self._squares.pop(layer.name).sqrt()
-        if self.pattern.is_nm:
-            mask = nm_mask(score, self.pattern.n, self.pattern.m)
-        else:
-            mask = keep_of_rows(score, self.sparsity)
-        weight.mul_(mask)
+        layer.view.mul_(self.keep(layer, self.score(layer)))
 
 
 def keep_of_rows(score: Tensor, sparsity: float) -> Tensor:

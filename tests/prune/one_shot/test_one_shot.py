@@ -281,6 +281,76 @@ def test_inputs_that_are_always_zero_cost_nothing(every, scale):
     assert torch.equal(model[0].weight[:, torch.arange(32) % 4 < 2], dense[:, torch.arange(32) % 4 < 2])
 
 
+@pytest.mark.parametrize("keys", [{"pattern": "2:4"}, {"pattern": "4x1", "target_sparsity": 0.7}, {}], ids=str)
+def test_magnitude_is_prune_once_with_layers_on_their_own(keys):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 2))
+    other = copy.deepcopy(model)
+    report = prune_one_shot(model, None, "magnitude", **keys)
+    assert report.to_dict() == prune_once(other, pruning_scope="local", **keys).to_dict()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert (model[0].weight == 0).any()
+
+
+def test_what_has_no_effect_is_an_error():
+    x = inputs().split(64)
+    for batches, method, keys, message in [
+        (x, "magnitude", {}, "batches: has no effect without a method that looks at data"),
+        (None, "magnitude", {"device": "cpu"}, "device: has no effect without a method that looks at data"),
+        (x, "wanda", {"dampening": 0.1}, "dampening: has no effect without method 'sparsegpt'; leave it out"),
+        (x, "dsnot", {"block_size": 64}, "block_size: has no effect without method 'sparsegpt'"),
+        (x, "wanda", {"max_length": 64}, "max_length: has no effect without calibration"),
+        (x, "wanda", {"samples": 64}, "samples: has no effect without calibration"),
+        (x, "wanda", {"calibration": ["a"]}, "calibration: has no effect without batches left out"),
+        (None, "wanda", {}, "batches: want a list .* got one NoneType; or give calibration and a tokenizer"),
+    ]:
+        with pytest.raises(PruningError, match=message):
+            prune_one_shot(layer_and_head(), batches, method, pattern="2:4", **keys)
+
+
+def test_dampening_by_hand():
+    # x = (1, 1) and (1, 0): H = [[2, 1], [1, 1]], mean of its diagonal 1.5; with dampening 2/3 it is [[3, 1], [1, 2]],
+    # H^-1 = [[2, -1], [-1, 3]] / 5. w = (1, 4): costs 1 / (2/5) = 2.5 and, once the first is gone, 16 / (1/2) = 32. So
+    # the first goes, and the second becomes 4 - 1 / (2/5) * (-1/5) = 4.5.
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 4]]))
+    x = torch.tensor([[1.0, 1], [1, 0]])
+    prune_one_shot(model, [x], "sparsegpt", pattern="1x1", target_sparsity=0.5, dampening=2 / 3)
+    torch.testing.assert_close(model[0].weight.detach(), torch.tensor([[0, 4.5]]))
+
+
+def test_a_block_of_columns_is_chosen_from_together():
+    shares = []
+    for size in (8, 128):
+        model = layer_and_head()
+        x = torch.eye(32) * torch.logspace(-1, 1, 32)  # the last columns cost most
+        prune_one_shot(model, [x], "sparsegpt", pattern="1x1", target_sparsity=0.5, block_size=size)
+        shares.append([float((part == 0).float().mean()) for part in model[0].weight.split(8, 1)])
+    assert shares[0] == [0.5] * 4
+    assert shares[1] == sorted(shares[1], reverse=True)
+    assert shares[1][0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"dampening": 0}, "dampening: want a number above 0, such as 0.01, got 0"),
+        ({"dampening": float("inf")}, "dampening: want a number above 0, such as 0.01, got inf"),
+        ({"dampening": True}, "dampening: want a number above 0, such as 0.01, got True"),
+        ({"dampening": 1e-30}, "dampening: 1e-30 is too little for 0, whose inputs depend on each other"),
+        ({"block_size": 0}, "block_size: want a whole number of columns, such as 128, got 0"),
+        ({"block_size": 6}, "block_size: want a multiple of 4 for 2:4, got 6"),
+    ],
+)
+def test_options_of_sparsegpt_are_checked(keys, message):
+    model = layer_and_head()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PruningError, match=message):
+        prune_one_shot(model, [torch.ones(4, 32)], "sparsegpt", pattern="2:4", **keys)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
 def test_blocks_are_elements_of_the_outermost_list():
     inner = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), "gate": nn.Linear(4, 4)})
     model = nn.ModuleDict({"blocks": nn.ModuleList([inner, nn.Linear(4, 4)]), "out": nn.Linear(4, 4)})
@@ -301,7 +371,7 @@ def test_misuse():
     model, x = layer_and_head(), inputs().split(64)
     before = copy.deepcopy(model.state_dict())
     for arguments, keys, message in [
-        ((model, x, "obs"), {"pattern": "2:4"}, "method: want wanda or sparsegpt, got 'obs'"),
+        ((model, x, "obs"), {"pattern": "2:4"}, "method: want wanda, sparsegpt, dsnot or magnitude, got 'obs'"),
         ((model, []), {"pattern": "2:4"}, "batches: want at least one batch"),
         ((model, x), {"pattern": "4x1"}, "pattern: want N:M or 1x1 for wanda, got '4x1'"),
         ((model, x), {}, "pattern: want N:M or 1x1 for wanda, got None"),
