@@ -1,11 +1,11 @@
-"""The console script `trisparse`: prune a model, compress it, look into a checkpoint, export one, show a run."""
+"""The console script `trisparse`: prune, compress, inspect and export models, show runs, sweep budgets."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from trisparse.prune.deploy.layer_spec import is_ours
 from trisparse.prune.deploy.onnx_export import ONNX
 from trisparse.prune.deploy.replaced_folder import EXPORTED, SAVED, check_folder_is_free, replaced_folder
 from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.glue.sweep import add_sweep, sweep
 from trisparse.prune.prune_command import add_prune, prune
 from trisparse.prune.run_report.page import add_report, report
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the five; the exit status is 2 for what the user can mend."""
+    """Run one of them; the exit status is 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="trisparse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_prune(commands)
@@ -48,9 +49,15 @@ def main(argv: Sequence[str]) -> int:
     out.add_argument("--format", required=True, help=f"{' or '.join(FORMATS)}")
     out.add_argument("--overwrite", action="store_true", help="replace what something else wrote to the output")
     add_report(commands)
-    args = parser.parse_args(argv)
+    add_sweep(commands)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "sweep":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    runs: dict[str, Callable[[argparse.Namespace], None]] = {
+        "prune": _prune, "compress": _compress, "inspect": _inspect, "export": _export, "report": report,
+        "sweep": lambda args: sweep(args, rest),
+    }  # fmt: skip
     try:
-        runs = {"prune": _prune, "compress": _compress, "inspect": _inspect, "export": _export, "report": report}
         runs[args.command](args)
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,11 +16,11 @@ from trisparse.prune.deploy.compression_report import CompressionReport
 from trisparse.prune.deploy.speed import times_faster
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
+from trisparse.prune.pruner.model_time import text_examples
 from trisparse.prune.pruner.plots import plot_gains
 from trisparse.prune.text_table import aligned
 from trisparse.prune.timing import machine
 
-_LENGTH = 128  # tokens of a text at most
 _FASTER = 1.03
 _ROUNDS = {"cuda": 30, "cpu": 7}
 
@@ -44,10 +44,9 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
     dense = decompress(from_pretrained(folder)).eval().to(device)
     if device.type == "cuda" and next(dense.parameters()).dtype == torch.float32:
         dense = dense.bfloat16()
-    ids = getattr(getattr(dense, "config", None), "vocab_size", None)
-    if ids is None:
+    if getattr(getattr(dense, "config", None), "vocab_size", None) is None:
         raise PruningError(f"{folder}: config.json: want a model with a vocab_size, which takes input_ids")
-    examples = {count: {"input_ids": _ids(dense.config, ids, count).to(device)} for count in tokens}
+    examples = text_examples(dense, tokens)
     try:
         with torch.inference_mode():
             dense(**examples[min(tokens)])
@@ -67,13 +66,6 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
     models = {f"model, {end['prefer']}": [end["times_faster"][t] for t in tokens] for end in ends}
     plot_gains(tokens, curves, models, out / "model.png")
     return result
-
-
-def _ids(config: Any, vocabulary: int, tokens: int) -> torch.Tensor:
-    """Exactly so many tokens, int64 `[texts, length]`."""
-    longest = min(_LENGTH, getattr(config, "max_position_embeddings", None) or _LENGTH)
-    length = next(n for n in range(min(longest, tokens), 0, -1) if tokens % n == 0)
-    return torch.randint(vocabulary, (tokens // length, length), generator=torch.Generator().manual_seed(tokens))
 
 
 def table(report: CompressionReport, ends: Sequence[dict[str, Any]], tokens: Sequence[int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import platform
+import statistics
 from importlib.metadata import version
 from typing import Any
 
@@ -12,12 +14,14 @@ import transformers
 
 from trisparse.prune.deploy.checkpoint import from_pretrained
 from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint
+from trisparse.prune.deploy.speed import times_faster
 from trisparse.prune.glue.eval import answer
 from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import COMPRESSED, push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
 from trisparse.prune.glue.setup import Setup
 from trisparse.prune.pruner.census import count_parameters
+from trisparse.prune.pruner.model_time import text_examples
 from trisparse.prune.pruner.plots import plot_history
 from trisparse.prune.pruner.report import SparsityReport
 
@@ -43,20 +47,38 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
         for note in results["notes"]:
             s.accelerator.print(note)
         if s.args.training.compress:
-            s.accelerator.print(_compressed(s, s.args.training.compress, progress["best"] is not None))
+            said, results["speed"] = _compressed(s, s.args.training.compress, progress["best"] is not None)
+            save_results(s.folder, results, history)
+            s.accelerator.print(said)
         if s.args.training.push_to_hub:
             s.accelerator.print(f"uploaded to {push_to_hub(s.folder, s.args)}")
     s.accelerator.end_training()
     return results
 
 
-def _compressed(s: Setup, prefer: str, has_best: bool) -> str:
-    """Pack the best model, or the last where none is, for one text and for a batch of them; says what came out."""
+def _compressed(s: Setup, prefer: str, has_best: bool) -> tuple[str, dict[str, Any]]:
+    """Pack the best model, or the last where none is, for its budget's tokens, or for one text and a batch of them.
+
+    Returns what came out, in words, and how many times as fast as dense it is, for `all_results.json`.
+    """
     source, target, length = s.folder / "best" if has_best else s.folder, s.folder / COMPRESSED, s.args.data.max_length
-    model = from_pretrained(source).to(s.accelerator.device)
-    tokens = sorted({length, length * s.args.data.per_device_eval_batch_size})
+    model = from_pretrained(source).to(s.accelerator.device).eval()
+    budgets = [budget for budget in (s.pruner.budgets if s.pruner else ()) if budget.budget.tokens]
+    tokens = (
+        budgets[0].budget.tokens
+        if budgets
+        else tuple(sorted({length, length * s.args.data.per_device_eval_batch_size}))
+    )
+    dense = copy.deepcopy(model)
     report = compress_checkpoint(model, source, target, prefer, tokens)
-    return f"compressed for {prefer}: {report.summary()}; written to {target}"
+    packed = from_pretrained(target).to(s.accelerator.device).eval()
+    gains = {count: times_faster(dense, packed, example) for count, example in text_examples(dense, tokens).items()}
+    speed: dict[str, Any] = {"times_faster": gains, "mean": statistics.harmonic_mean(gains.values())}
+    said = ", ".join(f"{gain:.2f} with {count} tokens" for count, gain in gains.items())
+    if budgets:
+        speed["promised"] = 1 / budgets[0].cost()
+        said += f"; promised {speed['promised']:.2f}, measured {speed['mean']:.2f} over these"
+    return f"compressed for {prefer}: {report.summary()}; times as fast as dense: {said}; written to {target}", speed
 
 
 def make_results(

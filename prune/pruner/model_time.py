@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,21 +25,24 @@ def examples_of(model: nn.Module, budget: Budget, example: Any) -> list[Mapping[
         if not isinstance(example, Mapping):
             raise PruningError(f"example: want the keywords of a forward, got {type(example).__name__}")
         return [example]
-    config: Any = getattr(model, "config", None)
-    vocabulary = getattr(config, "vocab_size", None)
-    if not isinstance(vocabulary, int):
+    if not isinstance(getattr(getattr(model, "config", None), "vocab_size", None), int):
         raise PruningError(
             "target_speedup: there are no inputs to time this model with; give the Pruner example={...}, the keywords "
             "of a forward"
         )
-    device = next(model.parameters()).device
+    return list(text_examples(model, budget.tokens).values())
+
+
+def text_examples(model: Any, tokens: Sequence[int]) -> dict[int, Mapping[str, Any]]:
+    """Number of tokens -> keywords of a language model's forward, exactly so many of them in texts of one length."""
+    config, device = model.config, next(model.parameters()).device
     longest = min(_LENGTH, getattr(config, "max_position_embeddings", None) or _LENGTH)
-    found: list[Mapping[str, Any]] = []
-    for count in budget.tokens:
+    found: dict[int, Mapping[str, Any]] = {}
+    for count in tokens:
         length = next(n for n in range(min(longest, count), 0, -1) if count % n == 0)
         generator = torch.Generator().manual_seed(count)
-        ids = torch.randint(vocabulary, (count // length, length), generator=generator)
-        found.append({"input_ids": ids.to(device)})
+        ids = torch.randint(config.vocab_size, (count // length, length), generator=generator)
+        found[count] = {"input_ids": ids.to(device)}
     return found
 
 

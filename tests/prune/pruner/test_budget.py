@@ -1,6 +1,7 @@
 """Pruning to a budget: what layers cost, what is promised, and that the schedule moves the budget."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ WINDOW = {"start_step": 1, "end_step": 9, "pruning_frequency": 2, "exclude_head"
 
 def network(*sizes):
     torch.manual_seed(0)
-    layers = [nn.Linear(a, b, bias=False) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
     return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
 
 

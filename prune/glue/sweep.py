@@ -1,0 +1,140 @@
+"""`trisparse sweep`: one run of the GLUE loop for each budget, and accuracy against measured speed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.files import atomic_save, atomic_write
+from trisparse.prune.glue.args import GlueArguments, parse_arguments
+from trisparse.prune.glue.tasks import find_task
+from trisparse.prune.text_table import aligned
+
+RESULTS, TABLE, PICTURE = "all_results.json", "sweep.json", "sweep.png"
+_PLACES = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir"}  # flags that change no result
+
+
+def add_sweep(commands: Any) -> None:
+    """Add the subcommand to a parser's."""
+    add = commands.add_parser(
+        "sweep", help="accuracy against measured speed: trisparse-glue for several budgets",
+        allow_abbrev=False, usage="trisparse sweep --speedups 1.5 2 3 --output_dir DIR [flags of trisparse-glue]",
+    )  # fmt: skip
+    add.add_argument("--speedups", type=float, nargs="+", required=True, metavar="S", help="times as fast as dense")
+    add.add_argument("--output_dir", type=Path, required=True, help="a folder with one for each run")
+
+
+def sweep(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Make the runs that are not there, go on with those that were interrupted, and write a table and a picture.
+
+    Raises:
+        PruningError: flags that trisparse-glue does not take, a run there with others, or one that fails.
+    """
+    targets = sorted(set(args.speedups))
+    runs = {target: args.output_dir / f"speedup-{target:g}" for target in targets}
+    parsed = {target: _parsed(flags, target, folder) for target, folder in runs.items()}  # all, before the first run
+    rows = []
+    for target, folder in runs.items():
+        results = _results(folder, parsed[target])
+        if results is None:
+            _run(folder, _words(flags, target, folder))
+            results = _results(folder, parsed[target])
+        if results is None:
+            raise PruningError(f"{folder}: the run left no {RESULTS}")
+        rows.append(_row(target, results))
+        found = {"task": parsed[target].data.task_name, "dense": results["teacher_eval"], "runs": rows}
+        atomic_write(args.output_dir / TABLE, json.dumps(found, indent=1) + "\n")
+    name = find_task(parsed[targets[0]].data.task_name).best[0]
+    print("\n".join(aligned(table(rows, name))))  # noqa: T201
+    plot(rows, name, args.output_dir / PICTURE)
+
+
+def _words(flags: Sequence[str], target: float, folder: Path) -> list[str]:
+    return [*flags, "--do_prune", "--target_speedup", f"{target:g}", "--compress", "speed", "--output_dir", str(folder)]
+
+
+def _parsed(flags: Sequence[str], target: float, folder: Path) -> GlueArguments:
+    args = parse_arguments(_words(flags, target, folder))
+    for name in ("target_sparsity", "target_bytes", "target_flops"):
+        if getattr(args.pruning, name) is not None:
+            raise PruningError(f"--{name}: a sweep is over --speedups; leave --{name} out")
+    return args
+
+
+def _run(folder: Path, words: Sequence[str]) -> None:
+    """In a process of its own, so that runs find the same state whatever ran before."""
+    more = []
+    if (folder / "checkpoint.pt").exists():
+        more = ["--resume_from_checkpoint", str(folder)]
+    elif folder.exists():
+        more = ["--overwrite_output_dir"]  # it was interrupted before its first checkpoint
+    print(f"trisparse-glue {' '.join([*words, *more])}", flush=True)  # noqa: T201
+    done = subprocess.run([sys.executable, "-c", "from trisparse.cli import glue; glue()", *words, *more], check=False)
+    if done.returncode:
+        raise PruningError(f"{folder}: the run ended with {done.returncode}; the same command goes on from there")
+
+
+def _results(folder: Path, arguments: GlueArguments) -> dict[str, Any] | None:
+    """Of a run that has ended, with the same flags."""
+    path = folder / RESULTS
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in arguments.to_dict().items():
+        if key not in _PLACES and found["arguments"].get(key, value) != value:
+            raise PruningError(
+                f"{path}: is of a run with --{key} {found['arguments'][key]}, not {value}; give another --output_dir"
+            )
+    return found if "speed" in found else None
+
+
+def _row(target: float, results: dict[str, Any]) -> dict[str, Any]:
+    best = results["best_eval"] or results["eval"]
+    speed = results["speed"]
+    return {
+        "target_speedup": target, "promised": speed["promised"], "measured": speed["mean"],
+        "times_faster": speed["times_faster"], "eval": best, "teacher_eval": results["teacher_eval"],
+        "zeros": results["sparsity"]["pruned_layers"], "pattern": results["pattern"],
+        "seconds": results["train_seconds"],
+    }  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]], name: str) -> list[list[str]]:
+    """Of each budget what was promised and measured, and the metric that runs are chosen by."""
+    lines = [["target", "promised", "measured", name, "zeros"]]
+    if dense := rows[0]["teacher_eval"].get(name):
+        lines.append(["dense", "", "1.00", f"{dense:.4f}", ""])
+    for row in rows:
+        start = [f"{row['target_speedup']:g}", f"{row['promised']:.2f}", f"{row['measured']:.2f}"]
+        lines.append([*start, f"{row['eval'][name]:.4f}", f"{row['zeros']:.4f}"])
+    return lines
+
+
+def plot(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
+    """The metric against measured speed, dense at 1; nothing where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    speeds, values = [row["measured"] for row in rows], [row["eval"][name] for row in rows]
+    dense = rows[0]["teacher_eval"].get(name)
+    if dense:
+        speeds, values = [1.0, *speeds], [dense, *values]
+        axes.axhline(dense, color="#8a8f98", linewidth=0.9, linestyle="--", label="dense")
+        axes.legend(frameon=False)
+    axes.plot(speeds, values, "o-", color="#2f5f8f")
+    for row in rows:
+        place, text = (row["measured"], row["eval"][name]), f"{row['zeros']:.0%} zeros"
+        axes.annotate(text, place, textcoords="offset points", xytext=(4, 6), fontsize=8, color="#3c4043")
+    axes.set(xlabel="times as fast as dense, measured", ylabel=name, xlim=(0.9, None))
+    axes.margins(x=0.12, y=0.18)
+    axes.grid(alpha=0.3)
+    atomic_save(path, lambda file: figure.savefig(file, dpi=150))
