@@ -59,9 +59,9 @@ def test_what_has_ended_is_not_made_again(runs, tmp_path):
 
 def test_mistakes_are_told_before_the_first_run(runs, tmp_path, capsys):
     assert main([*words(tmp_path, "2"), "--sed", "3"]) == 2
-    assert "--sed: unknown argument; did you mean --seed?" in capsys.readouterr().err
+    assert "--sed: unknown argument; did you mean" in capsys.readouterr().err
     assert main([*words(tmp_path, "2"), "--target_sparsity", "0.5"]) == 2
-    assert "--target_sparsity: a sweep is over --speedups; leave --target_sparsity out" in capsys.readouterr().err
+    assert "target_sparsity: target_speedup says how far to prune; leave one of them out" in capsys.readouterr().err
     assert not runs
     assert main(words(tmp_path, "2")) == 0
     runs.clear()
