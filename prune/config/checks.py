@@ -29,10 +29,25 @@ def check_group(c: GroupConfig) -> None:
     for name in ("lock_init_sparsity", "exclude_head"):
         if not isinstance(getattr(c, name), bool):
             raise PruningError(f"{name}: want true or false, got {getattr(c, name)!r}")
+    _check_block_mask(c)
     _check_ratios(c)
     _check_regularization(c)
     if not c.is_lock:
         _check_window(c)
+
+
+def _check_block_mask(c: GroupConfig) -> None:
+    if c.is_lock or c.criterion != "block_mask":
+        return
+    if c.pattern.is_nm:
+        raise PruningError(
+            f"pruning_type: {c.pruning_type} has one mask a block, and {c.pattern} chooses weights; use snip_momentum"
+        )
+    if c.criterion_reduce_type != "mean":
+        raise PruningError(
+            f"criterion_reduce_type: {c.criterion_reduce_type!r} has no effect, since the gradient of a mask is always "
+            f"a sum; leave it out, or use pruning_type snip_momentum"
+        )
 
 
 def _check_ratios(c: GroupConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from trisparse.prune.config.patterns import Pattern, parse_pattern
 from trisparse.prune.config.schedules import last_event
 
-CRITERIA = ("magnitude", "gradient", "snip", "snip_momentum")
+CRITERIA = ("magnitude", "gradient", "snip", "snip_momentum", "block_mask")
 PRUNING_TYPES = (*CRITERIA, *(f"{c}_progressive" for c in CRITERIA), "pattern_lock")
 SCOPES = ("global", "local")
 OP_TYPES = ("Conv", "Linear")
@@ -25,7 +25,7 @@ class GroupConfig:
 
     Attributes:
         target_sparsity: fraction of the group's weights that end as zero; default 0.9, for N:M 1 - N/M.
-        pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`), one with
+        pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`, `block_mask`), one with
             `_progressive` behind it, or `pattern_lock`.
         pattern: `NxM`, `1xchannel`, `channelx1`, or `N:M` where N of every M are kept.
         op_names: regular expressions; a layer whose name one of them finds (`re.search`) is in the group.
@@ -80,6 +80,11 @@ class GroupConfig:
     @property
     def needs_gradient(self) -> bool:
         return not self.is_lock and self.criterion != "magnitude"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether scores are a running mean, so that every step up to the last event counts."""
+        return self.criterion in ("snip_momentum", "block_mask")
 
     @property
     def names_all(self) -> bool:

@@ -17,6 +17,7 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.lasso import shrink_units
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
+from trisparse.prune.pruner.mask_gradient import score_masks
 from trisparse.prune.pruner.nm_groups import apart, best_and_costs
 from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
@@ -132,12 +133,12 @@ class PrunedGroup:
             weights = [layer.weight for layer in self.layers]
             now = [weight.grad is not None or not weight.requires_grad for weight in weights]
             self._is_reached = [before or here for before, here in zip(self._is_reached, now, strict=True)]
-        if c.criterion == "snip_momentum":
+        if c.remembers:
             if step > self._last_event_step:
                 return
         elif self.sparsity(step) is None:
             return
-        if self.is_stepped_here:
+        if self.is_stepped_here and c.criterion != "block_mask":  # which that pass does not know
             self._due_scale = grad_scale
         else:
             self.score(grad_scale)
@@ -177,7 +178,7 @@ class PrunedGroup:
             masks if self._is_masked else [],
             self.score_blocks,
             self.seen,
-            c.criterion if c.needs_gradient else "snip",
+            c.criterion if c.needs_gradient and c.criterion != "block_mask" else "snip",
             c.criterion_reduce_type,
             grad_scale=scale or 1.0,
             plan=self._plans[f"adamw, score {is_due}, mask {self._is_masked}"],
@@ -188,10 +189,14 @@ class PrunedGroup:
         c = self.config
         if not self.scores:
             self.scores = self.new_scores()
+        grads = self.exchange.finite([layer.grad_view for layer in self.layers])
+        if c.criterion == "block_mask":
+            score_masks(self.scores, self.views, grads, self.blocks, self.seen, grad_scale)
+            return
         score_units(
             self.scores,
             self.views,
-            self.exchange.finite([layer.grad_view for layer in self.layers]),
+            grads,
             self.score_blocks,
             self.seen,
             c.criterion,
@@ -263,7 +268,7 @@ class PrunedGroup:
         missing = [layer.name for layer, is_seen in zip(self.layers, seen.tolist(), strict=True) if not is_seen]
         self._is_all_seen = not missing  # which spares later events a wait for the device
         if missing:
-            when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
+            when = "up to now" if self.config.remembers else "in this step, the one that it scores"
             raise PruningError(
                 f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
                 f"came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
