@@ -68,6 +68,8 @@ def _check_ratios(c: GroupConfig) -> None:
             )
         if c.is_progressive:
             raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut an N:M group in parts; use {c.criterion!r}")
+    if c.pattern.is_heads and c.is_progressive:
+        raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut a head in parts; use {c.criterion!r}")
     if target > high:
         raise PruningError(
             f"target_sparsity: {target} is out of reach with max_sparsity_ratio_per_op {high}; "
@@ -86,6 +88,8 @@ def _check_regularization(c: GroupConfig) -> None:
     if c.reg_coeff is None:
         raise PruningError("reg_coeff: missing; reg_type group_lasso needs a strength, such as 0.001")
     _number("reg_coeff", c.reg_coeff, 0, float("inf"))
+    if c.pattern.is_heads:
+        raise PruningError("reg_type: group_lasso can't shrink a head, which is of several layers; leave reg_type out")
     if c.pattern.is_nm or c.is_lock:
         what = f"pattern {c.pattern}" if c.pattern.is_nm else "pruning_type pattern_lock"
         raise PruningError(f"reg_type: group_lasso shrinks whole units, which {what} has none of; leave reg_type out")

@@ -27,7 +27,7 @@ class GroupConfig:
         target_sparsity: fraction of the group's weights that end as zero; default 0.9, for N:M 1 - N/M.
         pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`, `block_mask`), one with
             `_progressive` behind it, or `pattern_lock`.
-        pattern: `NxM`, `1xchannel`, `channelx1`, or `N:M` where N of every M are kept.
+        pattern: `NxM`, `Nxchannel`, `channelxM`, `mha`, or `N:M` where N of every M are kept.
         op_names: regular expressions; a layer whose name one of them finds (`re.search`) is in the group.
         excluded_op_names: regular expressions; a layer whose name one of them finds is not.
         pruning_op_types: `Conv`, `Linear` or both.

@@ -98,7 +98,7 @@ class PruningArguments:
 
     do_prune: bool = _arg(False, "Prune while training.")
     pruning_config: str | None = _arg(None, "A .json or .yaml config of several groups, or a recipe's name.")
-    pruning_pattern: str | None = _arg(None, "NxM, 1xchannel, channelx1 or N:M; default 4x1.")
+    pruning_pattern: str | None = _arg(None, "NxM, Nxchannel, channelxM, mha or N:M; default 4x1.")
     target_sparsity: float | None = _arg(None, "Fraction of weights that end as zero; default 0.9, for N:M 1 - N/M.")
     pruning_type: str | None = _arg(None, "Criterion, with _progressive behind it or not; default snip_momentum.")
     pruning_frequency: int | None = _arg(None, "Steps between events; -1, the default: a fortieth of the window.")

@@ -14,6 +14,7 @@ from trisparse.kernels.tables import upload
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.heads import attentions_in, check_reach, head_scores, zero_biases
 from trisparse.prune.pruner.lasso import shrink_units
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
@@ -36,6 +37,7 @@ class PrunedGroup:
         choices: for N:M the bool masks per weight, else empty.
         scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
         parts: the event whose units are still going, for progressive pruning.
+        attentions: numbers of the layers of each attention whose heads are the units, which share one mask.
         copies: number of a layer and a copy of its weight that an optimizer keeps, masked like the weight.
         is_sharded: whether each process holds rows of the weights.
         left_out: names of layers that nobody named and no gradient reached, found at the first event that prunes.
@@ -46,6 +48,10 @@ class PrunedGroup:
         self.found = list(layers)
         self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
         self.take(layers)
+        if self.attentions and not config.is_lock:
+            heads = [self.layers[own[-1]] for own in self.attentions]
+            names = [layer.attention or layer.name for layer in heads]
+            check_reach(config, self.selection.sizes, [layer.grid[0] for layer in heads], names)
         if config.is_lock or config.lock_init_sparsity:
             self._lock()
 
@@ -57,6 +63,7 @@ class PrunedGroup:
         self.blocks = [layer.block for layer in layers]
         self.sizes = [layer.unit_size for layer in layers]
         self.is_nm = config.pattern.is_nm
+        self.attentions = attentions_in(layers)
         self.units = [_full(layer, layer.grid, True) for layer in layers]
         self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
         self.scores: list[Tensor] = []
@@ -64,10 +71,14 @@ class PrunedGroup:
         self._is_reached = [False] * len(layers)  # by a gradient, or frozen and so not meant to be
         self._is_all_seen = False
         self.parts: Parts | None = None
-        units = [layer.unit_rows.total * layer.grid[1] for layer in layers]
+        sizes, units = self.sizes, [layer.unit_rows.total * layer.grid[1] for layer in layers]
         weights = [layer.numel for layer in layers]
+        if self.attentions:
+            self._tie()
+            sizes, weights = ([sum(some[i] for i in own) for own in self.attentions] for some in (sizes, weights))
+            units = [units[own[-1]] - 1 for own in self.attentions]  # one of which may never go
         self.exchange = Exchange(_shard_group(self.layers))
-        self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
+        self.selection = Selection(config, sizes, weights, units, self.seen.device, self.exchange.group)
         self._weights = [layer.weight for layer in layers]
         self.is_sharded = any(layer.rows.group is not None for layer in layers)
         self._look()
@@ -88,7 +99,15 @@ class PrunedGroup:
             self.units[i] = alive > (self.config.pattern.n if self.is_nm else 0)
             if self.is_nm:
                 self.choices[i] = nonzero
+        self._tie()
         self.active = True
+
+    def _tie(self) -> None:
+        """Give the layers of an attention one mask, of heads of which some layer keeps something."""
+        for own in self.attentions:
+            alive = torch.stack([self.units[i] for i in own]).any(0)
+            for i in own:
+                self.units[i] = alive
 
     @property
     def views(self) -> list[Tensor]:
@@ -236,6 +255,10 @@ class PrunedGroup:
             )  # fmt: skip
         if self.is_nm:
             self._prune_nm(scores)
+        elif self.attentions:
+            heads = [self.units[own[-1]] for own in self.attentions]
+            costs = head_scores(scores, self.sizes, self.attentions, c)
+            self.selection.run(costs, heads, self._plans["select"])
         else:
             self.selection.run(scores, self.units, self._plans["select"])
         self.active, self._is_masked = True, False
@@ -262,6 +285,8 @@ class PrunedGroup:
             return
         reached = torch.tensor(self._is_reached, device=self.seen.device) | self.seen
         seen, reached = self.exchange.any(torch.stack([self.seen, reached]))
+        for own in self.attentions:
+            reached[own] = reached[own].all()  # heads go from all layers of an attention
         if self.config.names_all and bool(reached.any()):
             self._leave_out(reached.tolist())
             seen = seen[reached]
@@ -309,6 +334,8 @@ class PrunedGroup:
             copies = [layer.unit_view(layer.own(local(tensor.detach()))) for layer, tensor in own]
             plan = self._plans[f"{len(copies)} copies, {'units' if masks is self.units else 'weights'}"]
             apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies], plan)
+        if self.active and self.attentions:
+            zero_biases(self.layers, self.units, self._plans["biases"])
         self._is_masked = False
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:

@@ -171,8 +171,8 @@ def test_min_and_max_per_layer_are_guarantees():
     assert low > middle > high
 
 
-def test_patterns_of_other_systems_are_refused_by_name():
-    with pytest.raises(PruningError, match="pattern: 'mha' is not known"):
-        PruningConfig(pattern="mha", start_step=1, end_step=2)
+def test_what_is_not_here_is_refused_by_name():
+    with pytest.raises(PruningError, match="pattern: 'channelxchannel' is not known"):
+        PruningConfig(pattern="channelxchannel", start_step=1, end_step=2)
     with pytest.raises(PruningError, match="pruning_type: 'sparse_gpt' is not one of"):
         PruningConfig(pruning_type="sparse_gpt", start_step=1, end_step=2)
