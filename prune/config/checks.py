@@ -9,9 +9,16 @@ from trisparse.prune.config.group import OP_TYPES, PRUNING_TYPES, REDUCTIONS, SC
 from trisparse.prune.config.schedules import SCHEDULES
 from trisparse.prune.errors import PruningError, nearest
 
+_WITHOUT_TRAINING = {
+    "retrain_free": "trisparse.prune.one_shot.prune_retrain_free(model, batches, …)",
+    "sparse_gpt": "trisparse.prune.one_shot.prune_one_shot(model, batches, 'sparsegpt', …)",
+}
+
 
 def check_group(c: GroupConfig) -> None:
     """Raise PruningError, which names the key, unless the values fit one another; a model may still not fit them."""
+    if function := _WITHOUT_TRAINING.get(c.pruning_type):
+        raise PruningError(f"pruning_type: {c.pruning_type} prunes by batches, without training; call {function}")
     _choice("pruning_type", c.pruning_type, PRUNING_TYPES)
     _choice("pruning_scope", c.pruning_scope, SCOPES)
     _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
