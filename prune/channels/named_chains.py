@@ -52,11 +52,11 @@ def _feed_forward(name: str, module: nn.Module) -> Iterator[Chain]:
 
 def _attention(name: str, module: nn.Module) -> Iterator[Chain]:
     prefix = f"{name}." if name else ""
-    for names in ATTENTIONS:
-        if not names.can_shrink:
+    for attention in ATTENTIONS:
+        if not attention.can_shrink:
             continue
-        paths = (*names.makes, names.reads)
-        layers, head = _layers(module, paths), at(module, names.size)
+        paths = (*attention.makes, attention.reads)
+        layers, head = _layers(module, paths), at(module, attention.size)
         if layers and isinstance(head, int) and head > 0 and len(at(layers[1], "weight")) > 0:
             group = rows_of(layers[0]).shape[0] // rows_of(layers[1]).shape[0]
             sizes = [group * head, head, head, group * head]

@@ -66,11 +66,11 @@ def prune_retrain_free(
         raise PruningError("model: is spread over processes; prune_retrain_free takes one that is whole on each")
     found = _gradients(model, pruner.layers, batches, loss or _own_loss)
     with torch.no_grad():
-        for group in pruner.groups:
-            _choose(group, found)
-        for group in pruner.groups:
-            group.active = True
-            group.write_masks(0)
+        for pruned in pruner.groups:
+            _choose(pruned, found)
+        for pruned in pruner.groups:
+            pruned.active = True
+            pruned.write_masks(0)
     return pruner.report()
 
 

@@ -17,6 +17,7 @@ from trisparse.prune.pruner.layers import bare_modules, exact
 from trisparse.prune.pruner.left_out import listed
 from trisparse.prune.pruner.shards import is_sharded
 from trisparse.prune.pruner.weights import Weight
+from trisparse.sparse_ops.checks import DTYPES
 
 
 class Chosen(NamedTuple):
@@ -65,9 +66,9 @@ def find_heads(
         for weight in own:
             _check(weight, name, owners)
         for weight, part in zip(own, parts, strict=True):
-            bias = None if part is parts[-1] else part.parameter.replace("weight", "bias")
-            parameter = part.module._parameters.get(bias) if bias else None
-            is_own = parameter is not None and holders[id(parameter)] == 1 and parameter.dtype == weight.tensor.dtype
+            bias = part.parameter.replace("weight", "bias")
+            parameter = part.module._parameters.get(bias) if part is not parts[-1] else None
+            is_own = parameter is not None and holders[id(parameter)] == 1 and parameter.dtype in DTYPES
             yield Chosen(weight, part.pattern, name, bias if is_own else None)
             chosen = True
     if not known:

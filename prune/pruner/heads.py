@@ -36,13 +36,10 @@ def head_scores(
             found.append(scores[own[-1]])
             continue
         several = torch.stack([scores[i] for i in own])
-        if config.criterion_reduce_type == "max":
-            found.append(several.amax(0))
-            continue
-        share = torch.ones(len(own), device=several.device)
         if config.criterion_reduce_type == "mean":
-            share = torch.tensor([sizes[i] / sum(sizes[j] for j in own) for i in own], device=several.device)
-        found.append((several * share[:, None, None]).sum(0))
+            whole = sum(sizes[i] for i in own)
+            several = torch.stack([scores[i] * (sizes[i] / whole) for i in own])
+        found.append(several.amax(0) if config.criterion_reduce_type == "max" else several.sum(0))
     return found
 
 
