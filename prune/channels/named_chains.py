@@ -12,22 +12,18 @@ from trisparse.prune.channels.chains import Chain, Side
 from trisparse.prune.channels.obstacles import interference, obstacle
 from trisparse.prune.channels.shrinking import rows_of
 from trisparse.prune.errors import one_line
+from trisparse.prune.pruner.attentions import ATTENTIONS, at
 from trisparse.prune.pruner.layers import op_type
 
 Constant = tuple[Tensor, Tensor]  # which units do not depend on the input, and their values
 Constants = Callable[[Sequence[Tensor], Sequence[Tensor]], Constant]  # of zero rows and biases of each producer
 
-# attributes of a module: layers that make the units, the layer that reads them, the activation or the size of a head
+# attributes of a module: layers that make the units, the layer that reads them, and the activation
 _FEED_FORWARD = (
     (("intermediate.dense",), "output.dense", "intermediate.intermediate_act_fn"),  # BERT, RoBERTa, ELECTRA
     (("lin1",), "lin2", "activation"),  # DistilBERT
     (("c_fc",), "c_proj", "act"),  # GPT-2
     (("gate_proj", "up_proj"), "down_proj", "act_fn"),  # Llama, Mistral, Qwen
-)
-_ATTENTION = (
-    (("self.query", "self.key", "self.value"), "output.dense", "self.attention_head_size"),
-    (("q_lin", "k_lin", "v_lin"), "out_lin", "attention_head_size"),
-    (("q_proj", "k_proj", "v_proj"), "o_proj", "head_dim"),
 )
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU)
 _PASSIVE = (nn.Dropout, nn.Identity)  # in evaluation mode
@@ -46,7 +42,7 @@ def channels_of(model: nn.Module) -> list[Chain]:
 def _feed_forward(name: str, module: nn.Module) -> Iterator[Chain]:
     prefix = f"{name}." if name else ""
     for makes, reads, path in _FEED_FORWARD:
-        layers, act = _layers(module, (*makes, reads)), _at(module, path)
+        layers, act = _layers(module, (*makes, reads)), at(module, path)
         if layers and callable(act):
             names = [prefix + path for path in (*makes, reads)]
             yield _chain(names, layers, [1] * len(layers), _passed(act), _obstacle(prefix, module, (*makes, reads)))
@@ -56,10 +52,12 @@ def _feed_forward(name: str, module: nn.Module) -> Iterator[Chain]:
 
 def _attention(name: str, module: nn.Module) -> Iterator[Chain]:
     prefix = f"{name}." if name else ""
-    for projections, reads, path in _ATTENTION:
-        paths = (*projections, reads)
-        layers, head = _layers(module, paths), _at(module, path)
-        if layers and isinstance(head, int) and head > 0 and len(_at(layers[1], "weight")) > 0:
+    for attention in ATTENTIONS:
+        if not attention.can_shrink:
+            continue
+        paths = (*attention.makes, attention.reads)
+        layers, head = _layers(module, paths), at(module, attention.size)
+        if layers and isinstance(head, int) and head > 0 and len(at(layers[1], "weight")) > 0:
             group = rows_of(layers[0]).shape[0] // rows_of(layers[1]).shape[0]
             sizes = [group * head, head, head, group * head]
             names = [prefix + path for path in paths]
@@ -88,16 +86,9 @@ def _chain(names: Sequence[str], layers: Sequence[Any], sizes: Sequence[int], co
     return Chain((*sides, Side(names[-1], "in", index[-1], 1, fixed, values)), units, why)
 
 
-def _at(module: Any, path: str) -> Any:
-    """An attribute of an attribute, None if it is not there."""
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module
-
-
 def _layers(module: nn.Module, paths: Sequence[str]) -> list[Any] | None:
     """The layers at these paths, or None unless all are there and linear."""
-    found = [_at(module, path) for path in paths]
+    found = [at(module, path) for path in paths]
     return found if all(isinstance(layer, nn.Module) and op_type(layer) == "Linear" for layer in found) else None
 
 

@@ -9,9 +9,16 @@ from trisparse.prune.config.group import OP_TYPES, PRUNING_TYPES, REDUCTIONS, SC
 from trisparse.prune.config.schedules import SCHEDULES
 from trisparse.prune.errors import PruningError, nearest
 
+_WITHOUT_TRAINING = {
+    "retrain_free": "trisparse.prune.one_shot.prune_retrain_free(model, batches, …)",
+    "sparse_gpt": "trisparse.prune.one_shot.prune_one_shot(model, batches, 'sparsegpt', …)",
+}
+
 
 def check_group(c: GroupConfig) -> None:
     """Raise PruningError, which names the key, unless the values fit one another; a model may still not fit them."""
+    if function := _WITHOUT_TRAINING.get(c.pruning_type):
+        raise PruningError(f"pruning_type: {c.pruning_type} prunes by batches, without training; call {function}")
     _choice("pruning_type", c.pruning_type, PRUNING_TYPES)
     _choice("pruning_scope", c.pruning_scope, SCOPES)
     _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
@@ -29,10 +36,25 @@ def check_group(c: GroupConfig) -> None:
     for name in ("lock_init_sparsity", "exclude_head"):
         if not isinstance(getattr(c, name), bool):
             raise PruningError(f"{name}: want true or false, got {getattr(c, name)!r}")
+    _check_block_mask(c)
     _check_ratios(c)
     _check_regularization(c)
     if not c.is_lock:
         _check_window(c)
+
+
+def _check_block_mask(c: GroupConfig) -> None:
+    if c.is_lock or c.criterion != "block_mask":
+        return
+    if c.pattern.is_nm:
+        raise PruningError(
+            f"pruning_type: {c.pruning_type} has one mask a block, and {c.pattern} chooses weights; use snip_momentum"
+        )
+    if c.criterion_reduce_type != "mean":
+        raise PruningError(
+            f"criterion_reduce_type: {c.criterion_reduce_type!r} has no effect, since the gradient of a mask is always "
+            f"a sum; leave it out, or use pruning_type snip_momentum"
+        )
 
 
 def _check_ratios(c: GroupConfig) -> None:
@@ -55,6 +77,8 @@ def _check_ratios(c: GroupConfig) -> None:
             )
     if c.pattern.is_nm and c.is_progressive:
         raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut an N:M group in parts; use {c.criterion!r}")
+    if c.pattern.is_heads and c.is_progressive:
+        raise PruningError(f"pruning_type: {c.pruning_type!r} can't cut a head in parts; use {c.criterion!r}")
     if target > high:
         raise PruningError(
             f"target_sparsity: {target} is out of reach with max_sparsity_ratio_per_op {high}; "
@@ -73,6 +97,8 @@ def _check_regularization(c: GroupConfig) -> None:
     if c.reg_coeff is None:
         raise PruningError("reg_coeff: missing; reg_type group_lasso needs a strength, such as 0.001")
     _number("reg_coeff", c.reg_coeff, 0, float("inf"))
+    if c.pattern.is_heads:
+        raise PruningError("reg_type: group_lasso can't shrink a head, which is of several layers; leave reg_type out")
     if c.pattern.is_nm or c.is_lock:
         what = f"pattern {c.pattern}" if c.pattern.is_nm else "pruning_type pattern_lock"
         raise PruningError(f"reg_type: group_lasso shrinks whole units, which {what} has none of; leave reg_type out")

@@ -10,7 +10,7 @@ from trisparse.prune.config.budget import BUDGET_KEYS, Budget, budget_of
 from trisparse.prune.config.patterns import Pattern, parse_pattern
 from trisparse.prune.config.schedules import last_event
 
-CRITERIA = ("magnitude", "gradient", "snip", "snip_momentum")
+CRITERIA = ("magnitude", "gradient", "snip", "snip_momentum", "block_mask")
 PRUNING_TYPES = (*CRITERIA, *(f"{c}_progressive" for c in CRITERIA), "pattern_lock")
 SCOPES = ("global", "local")
 OP_TYPES = ("Conv", "Linear")
@@ -31,9 +31,9 @@ class GroupConfig:
         target_bytes: share of the model's bytes that is to be left, or how many bytes.
         target_flops: share that is to be left of the multiplications of all linear layers.
         tokens: numbers of tokens that `target_speedup` is measured with, (128, 4096) unless given.
-        pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`), one with
+        pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`, `block_mask`), one with
             `_progressive` behind it, or `pattern_lock`.
-        pattern: `NxM`, `1xchannel`, `channelx1`, or `N:M` where N of every M are kept.
+        pattern: `NxM`, `Nxchannel`, `channelxM`, `mha`, or `N:M` where N of every M are kept.
         op_names: regular expressions; a layer whose name one of them finds (`re.search`) is in the group.
         excluded_op_names: regular expressions; a layer whose name one of them finds is not.
         pruning_op_types: `Conv`, `Linear` or both.
@@ -100,6 +100,11 @@ class GroupConfig:
     @property
     def needs_gradient(self) -> bool:
         return not self.is_lock and self.criterion != "magnitude"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether scores are a running mean, so that every step up to the last event counts."""
+        return self.criterion in ("snip_momentum", "block_mask")
 
     @property
     def names_all(self) -> bool:

@@ -62,4 +62,10 @@ def convert_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         raise PruningError(f"pruning_configs: want a list of groups, got {groups!r}")
     top = _convert_section({k: v for k, v in config.items() if k != "pruning_configs"}, "", notes)
     converted = [_convert_section(g, f"pruning_configs[{i}].", notes) for i, g in enumerate(groups)]
+    for i, (given, out) in enumerate(zip(groups, converted, strict=True)):
+        if out.get("pattern", top.get("pattern")) == "mha":  # whose pruning_type nothing reads there
+            kind = given.get("criterion_type") or config.get("criterion_type") or "snip_momentum"
+            if out.get("pruning_type", top.get("pruning_type", kind)) != kind or kind != "snip_momentum":
+                notes.append(f"pruning_configs[{i}].pruning_type: {kind}, which mha takes from criterion_type there")
+            out["pruning_type"] = kind
     return {"pruning_configs": converted, **top}, notes

@@ -99,7 +99,7 @@ class PruningArguments:
 
     do_prune: bool = _arg(False, "Prune while training.")
     pruning_config: str | None = _arg(None, "A .json or .yaml config of several groups, or a recipe's name.")
-    pruning_pattern: str | None = _arg(None, "NxM, 1xchannel, channelx1 or N:M; default 4x1.")
+    pruning_pattern: str | None = _arg(None, "NxM, Nxchannel, channelxM, mha or N:M; default 4x1.")
     target_sparsity: float | None = _arg(None, "Fraction of weights that end as zero; default 0.9, for N:M 1 - N/M.")
     target_speedup: float | None = _arg(None, "Instead: times as fast as dense, compressed, on this machine.")
     target_bytes: float | None = _arg(

@@ -45,6 +45,10 @@ class SharedBudget:
             raise PruningError(
                 f"{budget.key}: is for weights that are whole; fully_shard has spread these over processes"
             )
+        if any(group.attentions for group in groups):
+            raise PruningError(
+                f"{budget.key}: costs of whole heads are not known; give mha a group with target_sparsity"
+            )
         layers = {
             layer.name: (layer, units)
             for group in groups

@@ -11,6 +11,7 @@ from torch import nn
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.find_heads import Chosen, find_heads
 from trisparse.prune.pruner.foreign import foreign_weight
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import bare_modules, exact, find_head
@@ -50,14 +51,26 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
     left: dict[str, str] = {}
     for index, config in enumerate(groups):
         _check_numbers(model, config, head)
+        stays = {
+            weight.name: leave[number].reason
+            for number, weight in enumerate(weights)
+            if number in leave
+            and _matches(config, weight, head)
+            and not is_named(config, weight.name, leave[number].beside)
+        }
+        left |= stays
+        chosen = (
+            find_heads(model, config, index, weights, stays)
+            if config.pattern.is_heads
+            else (
+                Chosen(weight, config.pattern)
+                for weight in weights
+                if _matches(config, weight, head) and weight.name not in stays
+            )
+        )
         layers: list[Layer] = []
-        for number, weight in enumerate(weights):
-            if not _matches(config, weight, head):
-                continue
-            if number in leave and not is_named(config, weight.name, leave[number].beside):
-                left[weight.name] = leave[number].reason
-                continue
-            layer = _layer(weight, config.pattern)
+        for weight, pattern, attention, bias in chosen:
+            layer = _layer(weight, pattern, attention, bias)
             if (reason := _undivided_conv(layer)) and not is_named(config, weight.name):
                 left[weight.name] = f"M of {config.pattern} does not divide ({reason})"
                 continue
@@ -104,7 +117,7 @@ def _check_numbers(model: nn.Module, config: GroupConfig, head: nn.Module | None
             raise PruningError(f"{name or 'model'}: {reason}, or add {exact(name)!r} to excluded_op_names")
 
 
-def _layer(weight: Weight, pattern: Pattern) -> Layer:
+def _layer(weight: Weight, pattern: Pattern, attention: str | None, bias: str | None) -> Layer:
     tensor = weight.tensor
     if tensor is None:
         raise PruningError(
@@ -121,7 +134,9 @@ def _layer(weight: Weight, pattern: Pattern) -> Layer:
             f"{weight.name}: its weight is {tensor.dtype}, which no score is defined for; add {exact(weight.name)!r} "
             "to excluded_op_names"
         )
-    return Layer(weight.name, weight.module, tensor, pattern, weight.layout, weight.parameter, weight.part)
+    return Layer(
+        weight.name, weight.module, tensor, pattern, weight.layout, weight.parameter, weight.part, attention, bias
+    )
 
 
 def _undivided_conv(layer: Layer) -> str | None:

@@ -14,9 +14,11 @@ from trisparse.kernels.tables import upload
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.heads import attentions_in, check_reach, head_scores, zero_biases
 from trisparse.prune.pruner.lasso import shrink_units
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
+from trisparse.prune.pruner.mask_gradient import score_masks
 from trisparse.prune.pruner.nm_groups import apart, best_and_costs
 from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
@@ -35,6 +37,7 @@ class PrunedGroup:
         choices: for N:M the bool masks per weight, else empty.
         scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
         parts: the event whose units are still going, for progressive pruning.
+        attentions: numbers of the layers of each attention whose heads are the units, which share one mask.
         copies: number of a layer and a copy of its weight that an optimizer keeps, masked like the weight.
         is_sharded: whether each process holds rows of the weights.
         left_out: names of layers that nobody named and no gradient reached, found at the first event that prunes.
@@ -46,6 +49,10 @@ class PrunedGroup:
         self.goal = config.target_sparsity or 0.0  # under a budget the share of the cost that goes, which it sets
         self.is_stepped_here = False  # by `step_adamw`, which scores and masks in the same pass
         self.take(layers)
+        if self.attentions and not config.is_lock:
+            heads = [self.layers[own[-1]] for own in self.attentions]
+            names = [layer.attention or layer.name for layer in heads]
+            check_reach(config, self.selection.sizes, [layer.grid[0] for layer in heads], names)
         if config.is_lock or config.lock_init_sparsity:
             self._lock()
 
@@ -57,6 +64,7 @@ class PrunedGroup:
         self.blocks = [layer.block for layer in layers]
         self.sizes = [layer.unit_size for layer in layers]
         self.is_nm = config.pattern.is_nm
+        self.attentions = attentions_in(layers)
         self.units = [_full(layer, layer.grid, True) for layer in layers]
         self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
         self.scores: list[Tensor] = []
@@ -64,10 +72,14 @@ class PrunedGroup:
         self._is_reached = [False] * len(layers)  # by a gradient, or frozen and so not meant to be
         self._is_all_seen = False
         self.parts: Parts | None = None
-        units = [layer.unit_rows.total * layer.grid[1] for layer in layers]
+        sizes, units = self.sizes, [layer.unit_rows.total * layer.grid[1] for layer in layers]
         weights = [layer.numel for layer in layers]
+        if self.attentions:
+            self._tie()
+            sizes, weights = ([sum(some[i] for i in own) for own in self.attentions] for some in (sizes, weights))
+            units = [units[own[-1]] - 1 for own in self.attentions]  # one of which may never go
         self.exchange = Exchange(_shard_group(self.layers))
-        self.selection = Selection(config, self.sizes, weights, units, self.seen.device, self.exchange.group)
+        self.selection = Selection(config, sizes, weights, units, self.seen.device, self.exchange.group)
         self._weights = [layer.weight for layer in layers]
         self.is_sharded = any(layer.rows.group is not None for layer in layers)
         self._look()
@@ -89,7 +101,15 @@ class PrunedGroup:
             self.units[i] = alive > (self.config.pattern.n if self.is_nm else 0)
             if self.is_nm:
                 self.choices[i] = nonzero
+        self._tie()
         self.active = True
+
+    def _tie(self) -> None:
+        """Give the layers of an attention one mask, of heads of which some layer keeps something."""
+        for own in self.attentions:
+            alive = torch.stack([self.units[i] for i in own]).any(0)
+            for i in own:
+                self.units[i] = alive
 
     @property
     def views(self) -> list[Tensor]:
@@ -137,12 +157,12 @@ class PrunedGroup:
             weights = [layer.weight for layer in self.layers]
             now = [weight.grad is not None or not weight.requires_grad for weight in weights]
             self._is_reached = [before or here for before, here in zip(self._is_reached, now, strict=True)]
-        if c.criterion == "snip_momentum":
+        if c.remembers:
             if step > self._last_event_step:
                 return
         elif self.sparsity(step) is None:
             return
-        if self.is_stepped_here:
+        if self.is_stepped_here and c.criterion != "block_mask":  # which that pass does not know
             self._due_scale = grad_scale
         else:
             self.score(grad_scale)
@@ -182,7 +202,7 @@ class PrunedGroup:
             masks if self._is_masked else [],
             self.score_blocks,
             self.seen,
-            c.criterion if c.needs_gradient else "snip",
+            c.criterion if c.needs_gradient and c.criterion != "block_mask" else "snip",
             c.criterion_reduce_type,
             grad_scale=scale or 1.0,
             plan=self._plans[f"adamw, score {is_due}, mask {self._is_masked}"],
@@ -193,10 +213,14 @@ class PrunedGroup:
         c = self.config
         if not self.scores:
             self.scores = self.new_scores()
+        grads = self.exchange.finite([layer.grad_view for layer in self.layers])
+        if c.criterion == "block_mask":
+            score_masks(self.scores, self.views, grads, self.blocks, self.seen, grad_scale)
+            return
         score_units(
             self.scores,
             self.views,
-            self.exchange.finite([layer.grad_view for layer in self.layers]),
+            grads,
             self.score_blocks,
             self.seen,
             c.criterion,
@@ -239,6 +263,8 @@ class PrunedGroup:
         if self.is_nm:
             locked = self.choices if c.lock_init_sparsity else None
             best, scores = best_and_costs(scores, locked, c.pattern.n, c.pattern.m, self._plans)
+        elif self.attentions:
+            scores = head_scores(scores, self.sizes, self.attentions, c)
         self._ranked = scores, best
         return scores
 
@@ -254,8 +280,9 @@ class PrunedGroup:
             self.selection.run(costs, self.units, self._plans["select"])
             m = self.config.pattern.m
             thin_groups(self.choices, best, before, self.units, m, self._plans["thin"])  # once, when a group is pruned
-        else:
-            self.selection.run(costs, self.units, self._plans["select"])
+        else:  # the layers of an attention share one mask
+            units = [self.units[own[-1]] for own in self.attentions] or self.units
+            self.selection.run(costs, units, self._plans["select"])
         self.active, self._is_masked = True, False
         return costs
 
@@ -271,13 +298,15 @@ class PrunedGroup:
             return
         reached = torch.tensor(self._is_reached, device=self.seen.device) | self.seen
         seen, reached = self.exchange.any(torch.stack([self.seen, reached]))
+        for own in self.attentions:
+            reached[own] = reached[own].all()  # heads go from all layers of an attention
         if self.config.names_all and bool(reached.any()):
             self._leave_out(reached.tolist())
             seen = seen[reached]
         missing = [layer.name for layer, is_seen in zip(self.layers, seen.tolist(), strict=True) if not is_seen]
         self._is_all_seen = not missing  # which spares later events a wait for the device
         if missing:
-            when = "up to now" if self.config.criterion == "snip_momentum" else "in this step, the one that it scores"
+            when = "up to now" if self.config.remembers else "in this step, the one that it scores"
             raise PruningError(
                 f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
                 f"came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
@@ -318,6 +347,8 @@ class PrunedGroup:
             copies = [layer.unit_view(layer.own(local(tensor.detach()))) for layer, tensor in own]
             plan = self._plans[f"{len(copies)} copies, {'units' if masks is self.units else 'weights'}"]
             apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies], plan)
+        if self.active and self.attentions:
+            zero_biases(self.layers, self.units, self._plans["biases"])
         self._is_masked = False
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:

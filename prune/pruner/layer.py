@@ -25,6 +25,8 @@ class Layer:
         layout: as `Pattern.unit_view` takes it.
         parameter: its name in the module.
         part: which entry of its first dimension this is, or None for all of it.
+        attention: whose heads its units are, or None.
+        bias: name of the parameter that goes with its units, or None.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Layer:
     layout: str
     parameter: str = "weight"
     part: int | None = None
+    attention: str | None = None
+    bias: str | None = None
 
     @property
     def place(self) -> str:
@@ -65,22 +69,21 @@ class Layer:
         Raises:
             PruningError: experts that are spread over processes, or a weight that is cut along another axis.
         """
-        axis = self.pattern.row_axis(self.layout)
+        if not is_sharded(self.weight):
+            total = len(self.view)
+            return Rows(0, total, total, total)
         if self.part is None:
-            return rows_of(self.name, self.weight, axis)
-        if is_sharded(self.weight):
-            raise PruningError(
-                f"{self.name}: is an expert of a weight that is spread over processes, which can't be pruned; keep "
-                "experts whole, or add them to excluded_op_names"
-            )
-        total = self.shape[axis]
-        return Rows(0, total, total, total)
+            return rows_of(self.name, self.weight, self.pattern.row_axis(self.layout))
+        raise PruningError(
+            f"{self.name}: is an expert of a weight that is spread over processes, which can't be pruned; keep "
+            "experts whole, or add them to excluded_op_names"
+        )
 
     @functools.cached_property
     def is_plain(self) -> bool:
         """Whether units see the parameter as it is, whole and untransposed."""
         is_whole = self.part is None and not is_sharded(self.weight)
-        return is_whole and self.layout == "linear" and self.pattern.kind != "column"
+        return is_whole and self.layout == "linear" and self.pattern.kind not in ("column", "fused")
 
     @property
     def values(self) -> Tensor:
@@ -95,6 +98,8 @@ class Layer:
     @property
     def grad_view(self) -> Tensor | None:
         grad = self.weight.grad
+        if grad is not None and self.pattern.kind == "fused":
+            grad = grad.contiguous()
         return grad if grad is None or self.is_plain else self.unit_view(self.own(local(grad)))
 
     @property

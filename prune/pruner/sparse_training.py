@@ -104,7 +104,7 @@ class SparseTraining:
                 masked = self._entered.get(id(layer.module))
                 if masked is None:
                     continue
-                if group.config.pattern.kind == "column":
+                if layer.pattern.kind == "column":
                     mask, block = mask.t(), block[::-1]
                 if sparse is not None:
                     reason = "" if layer.name in sparse else "dense was faster when this was saved"
@@ -143,6 +143,8 @@ def _obstacle(layer: Layer) -> str:
     module, weight = layer.module, layer.weight
     if type(module) is not nn.Linear or layer.layout != "linear" or layer.parameter != "weight":
         return f"it is a {type(module).__name__}, not nn.Linear itself"
+    if layer.pattern.kind == "fused":
+        return "its heads are not blocks of its weight"
     if "forward" in vars(module):
         return "its forward was replaced"
     if layer.rows.group is not None:

@@ -58,7 +58,7 @@ def test_round_trip_and_equality():
     ("keys", "message"),
     [
         ({"target_sparsty": 0.3}, r"target_sparsty: unknown key; did you mean 'target_sparsity'\?"),
-        ({"pattern": "4by1"}, r"pattern: '4by1' is not known; want NxM, 1xchannel, channelx1 or N:M; did you mean '4x1'"),
+        ({"pattern": "4by1"}, r"pattern: '4by1' is not known; want NxM, Nxchannel, channelxM, mha or N:M; did you mean '4x1'"),
         ({"pattern": 124}, "pattern: 124 is not known"),
         ({"pattern": "0x1"}, "pattern: '0x1' is not known"),
         ({"pattern": "channelxchannel"}, "pattern: 'channelxchannel' is not known"),

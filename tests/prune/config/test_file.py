@@ -151,3 +151,21 @@ def test_from_neural_compressor(capsys):
     assert "pattern: 1:4 prunes 1 of 4; here N counts the kept, so 3:4" in printed
     assert "low_memory_usage: dropped" in printed
     assert "pruning_configs[2].target_sparsity: counted 1xchannel units" in printed
+
+
+def test_heads_of_a_config_of_neural_compressor(capsys):
+    keys = {"start_step": 1, "end_step": 9, "target_sparsity": 0.5}
+    config = PruningConfig.from_neural_compressor(
+        {
+            **keys,
+            "pruning_configs": [{"pattern": "mha", "criterion_type": "snip"}, {"op_names": ["ffn"], "pattern": "4x1"}],
+        }
+    )
+    assert [group.pruning_type for group in config.groups] == ["snip", "snip_momentum"]
+    assert "pruning_configs[0].pruning_type: snip, which mha takes from criterion_type there" in capsys.readouterr().out
+    config = PruningConfig.from_neural_compressor(
+        {**keys, "pattern": "mha", "pruning_type": "snip_momentum_progressive"}
+    )
+    assert config.groups[0].pruning_type == "snip_momentum"
+    config = PruningConfig.from_neural_compressor({**keys, "pattern": "channelx2", "pruning_type": "block_mask"})
+    assert (str(config.groups[0].pattern), config.groups[0].pruning_type) == ("channelx2", "block_mask")

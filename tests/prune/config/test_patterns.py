@@ -38,6 +38,9 @@ W = torch.tensor(
         # row sums 21 19 19 19
         ("1xchannel", 0.25, [[1] * 4, [0] * 4, [1] * 4, [1] * 4]),
         ("channelx1", 0.25, [[0, 1, 1, 1]] * 4),
+        # two rows have 40 and 38, two columns 38 and 40
+        ("2xchannel", 0.5, [[1] * 4, [1] * 4, [0] * 4, [0] * 4]),
+        ("channelx2", 0.5, [[0, 0, 1, 1]] * 4),
         # the two largest of every four inputs
         ("2:4", 0.5, [[0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 0, 1]]),
         ("1:2", 0.5, [[0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 0, 1]]),
@@ -117,6 +120,9 @@ def test_a_pattern_that_does_not_divide_lists_every_layer_and_the_fix():
     assert len(Pruner(model, config.excluding("^0$")).layers) == 1
     with pytest.raises(PruningError, match=r"0 \(6 input columns are no multiple of 4\), 1 \(10 input columns"):
         prune_once(model, pattern="2:4")
+    for several, what in (("4xchannel", r"10 output rows are no multiple of 4"), ("channelx5", "6 input columns are")):
+        with pytest.raises(PruningError, match=f"does not divide 0 \\({what}"):
+            prune_once(model, pattern=several)
     grouped = nn.Sequential(nn.Conv2d(8, 8, 1, groups=2))
     with pytest.raises(PruningError, match="2 groups share no input channel"):
         prune_once(grouped, pattern="channelx1", exclude_head=False, target_sparsity=0.5)

@@ -1,6 +1,7 @@
 """The command line: every mistake one line, before anything heavy is imported."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -113,6 +114,23 @@ RECIPES = {
     "--target_sparsity 0.9 --pruning_config mixed",
 }
 MRPC_BATCHES = 230
+# bertmini_mrpc_mixed.sh of neural-compressor's example, the program's name and the model's folder changed
+MIXED_SCRIPT = """
+    trisparse-glue --pruning_config mixed \\
+        --model_name_or_path "runs/mrpc-dense" \\
+        --task_name "mrpc" \\
+        --max_length 128 \\
+        --per_device_train_batch_size 16 \\
+        --learning_rate 1e-3 \\
+        --num_train_epochs 15 \\
+        --weight_decay 1e-3  \\
+        --do_prune \\
+        --output_dir "./sparse_mrpc_bertmini" \\
+        --cooldown_epochs 5 \\
+        --sparsity_warm_epochs 1 \\
+        --target_sparsity 0.9 \\
+        --lr_scheduler_type "constant" \\
+        --distill_loss_weight 5"""
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,24 @@ def test_recipes_resolve(name, window, total):
             ("1x1", "local", 0),
             ("4x1", "global", 0.5),
         ]
+
+
+def test_the_mixed_script_is_the_mixed_recipe():
+    program, *argv = shlex.split(MIXED_SCRIPT.replace("\\\n", " "))  # as a shell joins lines
+    assert program == "trisparse-glue"
+    args = parse_arguments(argv)
+    folders = ["--model_name_or_path", "runs/mrpc-dense", "--output_dir", "./sparse_mrpc_bertmini"]
+    recipe = parse_arguments(["--recipe", "bert-mini-mrpc-mixed", *folders])
+    assert args.to_dict() == {**recipe.to_dict(), "recipe": None}
+    plan = make_plan(args, MRPC_BATCHES)
+    assert tuple(plan.window.values()) == (230, 2300, 51)
+    single, blocks = args.pruning_config(plan.window).groups
+    assert single.op_names == (".*output", ".*intermediate")
+    assert (str(single.pattern), single.pruning_scope, single.target_sparsity) == ("1x1", "local", 0.9)
+    assert blocks.op_names == (".*query", ".*key", ".*value")
+    assert (str(blocks.pattern), blocks.pruning_scope, blocks.target_sparsity) == ("4x1", "global", 0.9)
+    assert (blocks.min_sparsity_ratio_per_op, blocks.max_sparsity_ratio_per_op) == (0.5, 0.98)
+    assert {(g.pruning_type, g.sparsity_decay_type) for g in (single, blocks)} == {("snip_momentum", "exp")}
 
 
 def test_the_window():

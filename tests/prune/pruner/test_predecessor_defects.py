@@ -171,8 +171,11 @@ def test_min_and_max_per_layer_are_guarantees():
     assert low > middle > high
 
 
-def test_patterns_of_other_systems_are_refused_by_name():
-    with pytest.raises(PruningError, match="pattern: 'mha' is not known"):
-        PruningConfig(pattern="mha", start_step=1, end_step=2)
-    with pytest.raises(PruningError, match="pruning_type: 'block_mask' is not one of"):
-        PruningConfig(pruning_type="block_mask", start_step=1, end_step=2)
+def test_what_is_not_here_is_refused_by_name():
+    with pytest.raises(PruningError, match="pattern: 'channelxchannel' is not known"):
+        PruningConfig(pattern="channelxchannel", start_step=1, end_step=2)
+    for kind, function in (("retrain_free", "prune_retrain_free"), ("sparse_gpt", "prune_one_shot")):
+        with pytest.raises(PruningError, match=f"pruning_type: {kind} prunes by batches, .* call .*{function}"):
+            PruningConfig(pruning_type=kind, start_step=1, end_step=2)
+        with pytest.raises(PruningError, match=f"pruning_configs.*{function}|pruning_type: .*{function}"):
+            PruningConfig.from_neural_compressor({"pruning_configs": [{"pruning_type": kind}], "end_step": 2})
