@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trisparse.prune.config.own_parts import Part, block_of, find_part, name_of
 from trisparse.prune.errors import PruningError, nearest
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ class Pattern:
 
     The unit of a `block` is n output rows by m input columns; of `row` a whole output row or filter; of
     `column` a whole input column or input channel; of `nm` a group of m inputs of which n are kept.
+    `sizes` is a function of one's own that says how large a layer's blocks are; see `of_layer`.
     """
 
     text: str
     kind: str
     n: int = 1
     m: int = 1
+    sizes: Part | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -40,6 +43,17 @@ class Pattern:
     def is_24(self) -> bool:
         """Whether at most two of any aligned four inputs stay."""
         return self.is_nm and ((self.m % 4 == 0 and self.n <= 2) or (self.n, self.m) == (1, 2))
+
+    def of_layer(self, name: str, shape: tuple[int, int]) -> Pattern:
+        """What the pattern is for a layer with a 2-D view of this shape: blocks of one size, where a function says it.
+
+        Raises:
+            PruningError: the function gives no size.
+        """
+        if self.sizes is None:
+            return self
+        n, m = block_of(self.sizes, name, shape)
+        return Pattern(f"{n}x{m}", "block", n, m)
 
     def unit_view(self, weight: Tensor, layout: str) -> Tensor:
         """View of the weight's own storage whose rows and columns the units tile.
@@ -84,11 +98,14 @@ class Pattern:
 
 
 def parse_pattern(text: object) -> Pattern:
-    """Parse `NxM`, `1xchannel`, `channelx1` or `N:M` (N kept of every M inputs).
+    """Parse `NxM`, `1xchannel`, `channelx1`, `N:M` (N kept of every M inputs), or a function that gives block sizes.
 
     Raises:
         PruningError: anything else.
     """
+    found = find_part("pattern", text)
+    if callable(found):
+        return Pattern(name_of(found), "block", 0, 0, found)
     if text == "1xchannel":
         return Pattern("1xchannel", "row")
     if text == "channelx1":
