@@ -68,7 +68,7 @@ def _by_name(key: str, name: str) -> Part:
         found: Any = sys.modules.get(".".join(words[:cut]))
         for word in words[cut:]:
             found = getattr(found, "__dict__", {}).get(word)  # a lazy module would import for getattr
-        if inspect.isfunction(found) and name_of(found) == name:
+        if inspect.isfunction(found):
             return found
     if "<" in name:
         raise PruningError(

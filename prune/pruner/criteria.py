@@ -80,7 +80,7 @@ def score_layers(
 def _taylor(x: Sight) -> Tensor:
     """What the loss changes by if all weights of a unit go, to first order, squared (arXiv 1906.10771)."""
     assert x.grad is not None
-    change = x.units(x.layer.view.float() * x.grad, "sum").square()
+    change = x.units(x.layer.view * x.grad, "sum").square()
     return change / (x.block[0] * x.block[1]) if x.config.criterion_reduce_type == "mean" else change
 
 

@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from trisparse import PruningConfig, PruningError
-from trisparse.prune.config.own_parts import name_of
+from trisparse.prune.config.group import PRUNING_TYPES
+from trisparse.prune.config.own_parts import is_function_name
+from trisparse.prune.config.schedules import SCHEDULES, sparsity_at
 
 OK = {"start_step": 1, "end_step": 10}
 
@@ -110,7 +112,10 @@ def test_a_lambda_is_named_and_not_found_again():
         PruningConfig(pruning_configs=config.to_dict())
 
 
+def test_a_name_of_ours_is_no_name_of_a_function():
+    assert not any(map(is_function_name, (*PRUNING_TYPES, *SCHEDULES, "4x1", "2:4", "0.5x1", ".*", "", None)))
+
+
 def test_rounding_is_forgiven_and_the_last_event_is_the_target():
-    config = PruningConfig(sparsity_decay_type=lambda t, x: t * (x + 1e-17) ** 0.1 * (1 - 1e-12), **OK)
-    assert config.groups[0].last_event == 9
-    assert name_of("exp") == "exp"
+    (group,) = PruningConfig(sparsity_decay_type=lambda t, x: t - 1e-12 * x, **OK).groups
+    assert sparsity_at(group.sparsity_decay_type, 0.9, group.last_event, group.last_event) == 0.9
