@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from trisparse.prune.config.group import OP_TYPES, PRUNING_TYPES, REDUCTIONS, SCOPES, GroupConfig
-from trisparse.prune.config.schedules import SCHEDULES
+from trisparse.prune.config.own_parts import check_schedule, name_of
+from trisparse.prune.config.schedules import SCHEDULES, sparsity_at
 from trisparse.prune.errors import PruningError, nearest
 
 _WITHOUT_TRAINING = {
@@ -17,11 +18,13 @@ _WITHOUT_TRAINING = {
 
 def check_group(c: GroupConfig) -> None:
     """Raise PruningError, which names the key, unless the values fit one another; a model may still not fit them."""
-    if function := _WITHOUT_TRAINING.get(c.pruning_type):
+    if function := _WITHOUT_TRAINING.get(str(c.pruning_type)):
         raise PruningError(f"pruning_type: {c.pruning_type} prunes by batches, without training; call {function}")
-    _choice("pruning_type", c.pruning_type, PRUNING_TYPES)
+    if not callable(c.pruning_type):
+        _choice("pruning_type", c.pruning_type, PRUNING_TYPES)
     _choice("pruning_scope", c.pruning_scope, SCOPES)
-    _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
+    if not callable(c.sparsity_decay_type):
+        _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
     _choice("criterion_reduce_type", c.criterion_reduce_type, REDUCTIONS)
     if not c.pruning_op_types:
         raise PruningError(f"pruning_op_types: got an empty list; want {' or '.join(OP_TYPES)}")
@@ -36,16 +39,27 @@ def check_group(c: GroupConfig) -> None:
     for name in ("lock_init_sparsity", "exclude_head"):
         if not isinstance(getattr(c, name), bool):
             raise PruningError(f"{name}: want true or false, got {getattr(c, name)!r}")
-    _check_block_mask(c)
+    _check_criterion(c)
     _check_ratios(c)
     _check_regularization(c)
     if not c.is_lock:
         _check_window(c)
 
 
+def _check_criterion(c: GroupConfig) -> None:
+    if not c.is_lock and c.criterion == "block_mask":
+        _check_block_mask(c)
+    if c.criterion == "taylor" and c.criterion_reduce_type == "max":
+        raise PruningError(
+            "criterion_reduce_type: max has no meaning for taylor, which sums up a unit; use mean or sum"
+        )
+    if c.seed is not None:
+        _integer("seed", c.seed, 0)
+        if c.criterion != "random":
+            raise PruningError(f"seed: {c.seed} has no effect without pruning_type random; leave it out")
+
+
 def _check_block_mask(c: GroupConfig) -> None:
-    if c.is_lock or c.criterion != "block_mask":
-        return
     if c.pattern.is_nm:
         raise PruningError(
             f"pruning_type: {c.pruning_type} has one mask a block, and {c.pattern} chooses weights; use snip_momentum"
@@ -114,9 +128,12 @@ def _check_window(c: GroupConfig) -> None:
     start, end, _ = c.window
     if end < start:
         raise PruningError(f"end_step: {end} is before start_step {start}; want end_step >= start_step")
-    if start == 0 and c.last_event == 0 and c.needs_gradient:
+    target = 0.5 if c.target_sparsity is None else c.target_sparsity  # what a budget takes shows with the model
+    if callable(c.sparsity_decay_type):
+        check_schedule(c.sparsity_decay_type, target, c.last_event)
+    if start == 0 and c.needs_gradient and sparsity_at(c.sparsity_decay_type, target, 0, c.last_event):
         raise PruningError(
-            f"start_step: {c.pruning_type} has no gradient to score before the first step; "
+            f"start_step: {name_of(c.pruning_type)} has no gradient to score before the first step; "
             "want start_step >= 1, or pruning_type magnitude"
         )
 

@@ -12,6 +12,7 @@ from trisparse.prune.config.checks import check_group
 from trisparse.prune.config.file import read_config
 from trisparse.prune.config.group import DEFAULT_TARGET, KEYS, SCHEDULE_KEYS, GroupConfig
 from trisparse.prune.config.neural_compressor import convert_keys
+from trisparse.prune.config.own_parts import find_part
 from trisparse.prune.config.patterns import parse_pattern
 from trisparse.prune.errors import PruningError, nearest
 
@@ -132,6 +133,9 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
         elif values.get("target_sparsity") is None:
             values["target_sparsity"] = 1 - pattern.n / pattern.m if pattern.is_nm else DEFAULT_TARGET
         values["pattern"] = pattern
+        for name in ("pruning_type", "sparsity_decay_type"):
+            if name in values:
+                values[name] = find_part(name, values[name])
         for name in ("op_names", "excluded_op_names", "pruning_op_types"):
             if name in values:
                 values[name] = _names(name, values[name])

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trisparse.prune.config.own_parts import Part, block_of, find_part, name_of
 from trisparse.prune.errors import PruningError, nearest
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ class Pattern:
     `column` n whole input columns or input channels; of `nm` a group of m inputs of which n are kept. Of `heads` it is
     a head of attention, which is n rows of some weights and n columns of another, or `fused`: m rows of each of n
     projections that lie in one weight, one behind the other.
+    `sizes` is a function of one's own that says how large a layer's blocks are; see `of_layer`.
     """
 
     text: str
     kind: str
     n: int = 1
     m: int = 1
+    sizes: Part | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -46,6 +49,17 @@ class Pattern:
     @property
     def is_heads(self) -> bool:
         return self.kind == "heads"
+
+    def of_layer(self, name: str, shape: tuple[int, int]) -> Pattern:
+        """What the pattern is for a layer with a 2-D view of this shape: blocks of one size, where a function says it.
+
+        Raises:
+            PruningError: the function gives no size.
+        """
+        if self.sizes is None:
+            return self
+        n, m = block_of(self.sizes, name, shape)
+        return Pattern(f"{n}x{m}", "block", n, m)
 
     def unit_view(self, weight: Tensor, layout: str) -> Tensor:
         """View of the weight's own storage whose rows and columns the units tile.
@@ -94,11 +108,14 @@ class Pattern:
 
 
 def parse_pattern(text: object) -> Pattern:
-    """Parse `NxM`, `Nxchannel`, `channelxM`, `mha` or `N:M` (N kept of every M inputs).
+    """Parse `NxM`, `Nxchannel`, `channelxM`, `mha`, `N:M` (N kept of every M inputs), or a function of block sizes.
 
     Raises:
         PruningError: anything else.
     """
+    found = find_part("pattern", text)
+    if callable(found):
+        return Pattern(name_of(found), "block", 0, 0, found)
     if isinstance(text, str) and (rows := re.fullmatch(r"([1-9]\d*)xchannel", text)):
         return Pattern(text, "row", int(rows[1]))
     if isinstance(text, str) and (columns := re.fullmatch(r"channelx([1-9]\d*)", text)):

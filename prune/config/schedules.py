@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+Schedule = Callable[[float, float], float]  # of the target and the progress, 0 to 1
+
 
 def _linear(t: float, x: float) -> float:
     return t * x
@@ -24,7 +26,7 @@ def _cubic(t: float, x: float) -> float:
     return t * (1 - (1 - x) ** 3)  # Zhu and Gupta, arXiv 1710.01878
 
 
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
+SCHEDULES: dict[str, Schedule] = {
     "linear": _linear,
     "cos": _cos,
     "cube": _cube,
@@ -45,8 +47,9 @@ def event_at(step: int, start: int, end: int, frequency: int) -> int | None:
     return (step - start) // frequency
 
 
-def sparsity_at(schedule: str, target: float, event: int, last: int) -> float:
+def sparsity_at(schedule: str | Schedule, target: float, event: int, last: int) -> float:
     """Fraction of weights that are zero after this event; exactly `target` after the last."""
     if event >= last:
         return target
-    return SCHEDULES[schedule](target, event / last)
+    at = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+    return at(target, event / last)

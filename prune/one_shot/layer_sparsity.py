@@ -32,9 +32,9 @@ def given_sparsities(value: Any, layers: Sequence[Layer], group: GroupConfig) ->
     """
     names = [layer.name for layer in layers]
     if value is None:
-        return dict.fromkeys(names, group.target_sparsity)
+        return dict.fromkeys(names, group.target)
     if isinstance(value, Mapping):
-        found = {name: _of_one(name, value, names, group.target_sparsity) for name in names}
+        found = {name: _of_one(name, value, names, group.target) for name in names}
         for key in value:
             if not any(_finds(key, name) for name in names):
                 raise PruningError(f"layer_sparsity: {key!r} finds none of the pruned layers{nearest(key, names)}")
@@ -117,7 +117,7 @@ class Owl:
         low, width = min(shares), max(shares) - min(shares)
         scaled = [(share - low) / width if width else 0.0 for share in shares]
         mean = math.fsum(z * size for z, size in zip(scaled, sizes, strict=True)) / sum(sizes)
-        target = group.target_sparsity
+        target = group.target
         room = [target - group.min_sparsity_ratio_per_op, group.max_sparsity_ratio_per_op - target]
         reach = [max(scaled) - mean, mean - min(scaled)]
         if any(2 * self._lambda * r > left + 1e-9 for r, left in zip(reach, room, strict=True)):

@@ -137,7 +137,7 @@ def _choose(group: PrunedGroup, gradients: Mapping[Layer, Tensor]) -> None:
     grads = [gradients[group.layers[i]] for i in numbers]
     masks = [group.units[i] for i in numbers]
     scores = [grad.square().sum(1, keepdim=True).float().to(group.seen.device) for grad in grads]
-    group.selection.ask(group.config.target_sparsity)
+    group.selection.ask(group.config.target)
     group.selection.run(scores, masks, Plan())
     for grad, mask in zip(grads, masks, strict=True):
         mask.copy_(rearranged(grad, mask[:, 0].cpu())[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from trisparse.prune.pruner.left_out import is_named, notes_of, reasons_to_leave
 from trisparse.prune.pruner.shards import check_wrappers
 from trisparse.prune.pruner.weights import Weight, named_weights
 from trisparse.sparse_ops.checks import DTYPES
+from trisparse.sparse_ops.choosing.units import matrix_shape
 
 
 class Found(NamedTuple):
@@ -134,9 +136,13 @@ def _layer(weight: Weight, pattern: Pattern, attention: str | None, bias: str | 
             f"{weight.name}: its weight is {tensor.dtype}, which no score is defined for; add {exact(weight.name)!r} "
             "to excluded_op_names"
         )
-    return Layer(
+    layer = Layer(
         weight.name, weight.module, tensor, pattern, weight.layout, weight.parameter, weight.part, attention, bias
     )
+    if pattern.sizes is None:
+        return layer
+    shape = layer.rows.total, matrix_shape(layer.view)[1]
+    return dataclasses.replace(layer, pattern=pattern.of_layer(layer.name, shape))
 
 
 def _undivided_conv(layer: Layer) -> str | None:

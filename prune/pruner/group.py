@@ -12,8 +12,10 @@ from torch import Tensor
 
 from trisparse.kernels.tables import upload
 from trisparse.prune.config.group import GroupConfig
+from trisparse.prune.config.own_parts import name_of
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.criteria import reduce_units, score_layers
 from trisparse.prune.pruner.heads import attentions_in, check_reach, head_scores, zero_biases
 from trisparse.prune.pruner.lasso import shrink_units
 from trisparse.prune.pruner.layer import Layer
@@ -24,6 +26,7 @@ from trisparse.prune.pruner.progressive import PARTS, Parts
 from trisparse.prune.pruner.selection import Selection
 from trisparse.prune.pruner.shards import Exchange, local
 from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units, thin_groups
+from trisparse.sparse_ops.choosing.score_units import CRITERIA
 from trisparse.sparse_ops.choosing.units import matrix_shape
 
 _EACH = (1, 1)  # the block of a mask with one value a weight
@@ -35,7 +38,7 @@ class PrunedGroup:
     Attributes:
         units: bool unit masks, True = kept; for N:M a kept group is one that is still dense.
         choices: for N:M the bool masks per weight, else empty.
-        scores: fp32 per unit, for N:M per weight; empty while there is nothing to remember.
+        scores: fp32 per unit, or per weight if `has_weight_scores`; empty while there is nothing to remember.
         parts: the event whose units are still going, for progressive pruning.
         attentions: numbers of the layers of each attention whose heads are the units, which share one mask.
         copies: number of a layer and a copy of its weight that an optimizer keeps, masked like the weight.
@@ -65,6 +68,7 @@ class PrunedGroup:
         self.sizes = [layer.unit_size for layer in layers]
         self.is_nm = config.pattern.is_nm
         self.attentions = attentions_in(layers)
+        self.has_weight_scores = self.is_nm or config.keeps_weight_scores
         self.units = [_full(layer, layer.grid, True) for layer in layers]
         self.choices = [_full(layer, _matrix(layer), True) for layer in layers] if self.is_nm else []
         self.scores: list[Tensor] = []
@@ -131,8 +135,8 @@ class PrunedGroup:
         return [_EACH] * len(self.layers) if self.is_nm else self.blocks
 
     def new_scores(self) -> list[Tensor]:
-        """Zeros, one for each unit or, for N:M, each weight."""
-        shapes = [_matrix(layer) if self.is_nm else layer.grid for layer in self.layers]
+        """Zeros, one for each unit, or for each weight if `has_weight_scores`."""
+        shapes = [_matrix(layer) if self.has_weight_scores else layer.grid for layer in self.layers]
         return [_full(layer, shape, 0.0) for layer, shape in zip(self.layers, shapes, strict=True)]
 
     def sparsity(self, step: int) -> float | None:
@@ -157,12 +161,12 @@ class PrunedGroup:
             weights = [layer.weight for layer in self.layers]
             now = [weight.grad is not None or not weight.requires_grad for weight in weights]
             self._is_reached = [before or here for before, here in zip(self._is_reached, now, strict=True)]
-        if c.remembers:
+        if c.keeps_scores:
             if step > self._last_event_step:
                 return
         elif self.sparsity(step) is None:
             return
-        if self.is_stepped_here and c.criterion != "block_mask":  # which that pass does not know
+        if self.is_stepped_here and self._is_scored_in_one_pass:
             self._due_scale = grad_scale
         else:
             self.score(grad_scale)
@@ -202,20 +206,22 @@ class PrunedGroup:
             masks if self._is_masked else [],
             self.score_blocks,
             self.seen,
-            c.criterion if c.needs_gradient and c.criterion != "block_mask" else "snip",
+            str(c.criterion) if c.needs_gradient and self._is_scored_in_one_pass else "snip",
             c.criterion_reduce_type,
             grad_scale=scale or 1.0,
             plan=self._plans[f"adamw, score {is_due}, mask {self._is_masked}"],
         )
 
     def score(self, grad_scale: float = 1.0) -> None:
-        """Score the gradients; work for the device only, that a CUDA graph can hold if it is not the first."""
+        """Score the gradients; where `score_units` has the criterion it is work for the device only, that a CUDA graph
+        can hold if it is not the first.
+        """
         c = self.config
         if not self.scores:
             self.scores = self.new_scores()
         grads = self.exchange.finite([layer.grad_view for layer in self.layers])
-        if c.criterion == "block_mask":
-            score_masks(self.scores, self.views, grads, self.blocks, self.seen, grad_scale)
+        if not self._is_scored_in_one_pass:
+            self._score_in_torch(self.scores, grads, self.seen, grad_scale)
             return
         score_units(
             self.scores,
@@ -223,11 +229,25 @@ class PrunedGroup:
             grads,
             self.score_blocks,
             self.seen,
-            c.criterion,
+            str(c.criterion),
             c.criterion_reduce_type,
             grad_scale=grad_scale,
             plan=self._plans["score"],
         )
+
+    @property
+    def _is_scored_in_one_pass(self) -> bool:
+        """Whether `score_units` and `masked_adamw` have the criterion."""
+        return self.config.criterion in CRITERIA
+
+    def _score_in_torch(
+        self, scores: list[Tensor], grads: Sequence[Tensor | None], seen: Tensor, grad_scale: float = 1.0
+    ) -> None:
+        if self.config.criterion == "block_mask":
+            score_masks(scores, self.views, grads, self.blocks, seen, grad_scale)
+            return
+        blocks = [_EACH] * len(scores) if self.has_weight_scores else self.blocks
+        score_layers(self.config, self.layers, blocks, grads, scores, seen, self.exchange, grad_scale)
 
     def fire(self, step: int) -> None:
         """Choose new masks if an event falls on this step, or move on with the parts of the last one."""
@@ -255,10 +275,17 @@ class PrunedGroup:
         if not c.needs_gradient:
             scores = self.new_scores()
             none: list[Tensor | None] = [None] * len(scores)
-            score_units(
-                scores, self.views, none, self.score_blocks, torch.zeros_like(self.seen), "magnitude",
-                c.criterion_reduce_type, plan=self._plans["magnitude"],
-            )  # fmt: skip
+            seen = torch.zeros_like(self.seen)
+            if not self._is_scored_in_one_pass:
+                self._score_in_torch(scores, none, seen)
+            else:
+                score_units(
+                    scores, self.views, none, self.score_blocks, seen, "magnitude", c.criterion_reduce_type,
+                    plan=self._plans["magnitude"],
+                )  # fmt: skip
+        elif c.keeps_weight_scores and not self.is_nm:
+            reduce = c.criterion_reduce_type
+            scores = [reduce_units(score, block, reduce) for score, block in zip(scores, self.blocks, strict=True)]
         best: list[Tensor] = []
         if self.is_nm:
             locked = self.choices if c.lock_init_sparsity else None
@@ -306,10 +333,10 @@ class PrunedGroup:
         missing = [layer.name for layer, is_seen in zip(self.layers, seen.tolist(), strict=True) if not is_seen]
         self._is_all_seen = not missing  # which spares later events a wait for the device
         if missing:
-            when = "up to now" if self.config.remembers else "in this step, the one that it scores"
+            when = "up to now" if self.config.keeps_scores else "in this step, the one that it scores"
             raise PruningError(
-                f"pruning_type: {self.config.pruning_type} has no score for {', '.join(missing)}: no finite gradient "
-                f"came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
+                f"pruning_type: {name_of(self.config.pruning_type)} has no score for {', '.join(missing)}: no finite "
+                f"gradient came {when}; add to excluded_op_names: {[exact(name) for name in missing]}"
             )
 
     def _leave_out(self, stays: Sequence[bool]) -> None:

@@ -57,4 +57,4 @@ def _rows(group: PrunedGroup) -> tuple[list[Rows], list[Rows]]:
 
 
 def _rows_of_scores(group: PrunedGroup) -> list[Rows]:
-    return _rows(group)[group.is_nm][: len(group.scores)]
+    return _rows(group)[group.has_weight_scores][: len(group.scores)]

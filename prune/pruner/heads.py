@@ -61,9 +61,9 @@ def check_reach(config: GroupConfig, sizes: Sequence[int], heads: Sequence[int],
     for part in [every] if config.pruning_scope == "global" else [[i] for i in every]:
         total = sum(sizes[i] * heads[i] for i in part)
         most = sum(sizes[i] * (heads[i] - 1) for i in part)
-        if config.target_sparsity * total - most > max(sizes[i] for i in part) / 2:
+        if config.target * total - most > max(sizes[i] for i in part) / 2:
             where = "each attention" if config.pruning_scope == "global" else names[part[0]]
             raise PruningError(
-                f"target_sparsity: {config.target_sparsity} is out of reach for mha, since one head of {where} stays; "
+                f"target_sparsity: {config.target} is out of reach for mha, since one head of {where} stays; "
                 f"want at most {int(most / total * 1e4) / 1e4:g}"
             )

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from trisparse.prune.pruner.group import PrunedGroup
+from trisparse.prune.pruner.splitmix import MIX, mix
 
-# odd 63-bit constants of SplitMix64 (Steele, Lea, Flood 2014)
-_MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
 _BITS = 2**63 - 1
 
 
@@ -22,14 +21,11 @@ def mask_hash(groups: list[PrunedGroup], step: int) -> int:
             first = layer.rows.first // height * mask.shape[1]
             sums.append(_weigh(mask, first))
         for i, part in enumerate(group.exchange.sum(sums)):
-            total += (part & _BITS) * (_MIX[0] + 2 * (1000 * number + i))
+            total += (part & _BITS) * (MIX[0] + 2 * (1000 * number + i))
     return total & _BITS
 
 
 def _weigh(mask: Tensor, first: int) -> int:
     """Sum of a pseudorandom number for each place that is kept, counted from `first`; wraps around."""
     place = torch.arange(first, first + mask.numel(), device=mask.device)
-    mixed = (place + 1) * _MIX[0]
-    mixed = (mixed ^ (mixed >> 30)) * _MIX[1]
-    mixed = (mixed ^ (mixed >> 27)) * _MIX[2]
-    return int((mixed ^ (mixed >> 31))[mask.flatten()].sum())
+    return int(mix(place)[mask.flatten()].sum())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.config.own_parts import is_function_name
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.attach import Attachment
 from trisparse.prune.pruner.budget import SharedBudget
@@ -331,7 +332,7 @@ class Pruner:
         return {
             "version": _STATE_VERSION,
             "config": self.config.to_dict(),
-            "layers": [[[layer.name, list(layer.shape)] for layer in group.layers] for group in self.groups],
+            "layers": [[_saved(group, layer) for layer in group.layers] for group in self.groups],
             "step_count": self.step_count,
             "started": self._started,
             "groups": [group_state(group) for group in self.groups],
@@ -359,9 +360,11 @@ class Pruner:
         for index, (saved, own) in enumerate(zip(state["config"], mine["config"], strict=True)):
             for key in own:
                 if saved.get(key) != own[key]:
+                    is_part = is_function_name(saved.get(key))
+                    fix = f"give the function {saved[key]} as {key}" if is_part else "resume with the same settings"
                     raise PruningError(
                         f"state: of another config: group {index} was saved with {key} {saved.get(key)!r}, "
-                        f"this one has {own[key]!r}; resume with the same settings"
+                        f"this one has {own[key]!r}; {fix}"
                     )
         kept = [_layers_of(group, saved) for group, saved in zip(self.groups, state["layers"], strict=True)]
         self.step_count = state["step_count"]
@@ -376,12 +379,21 @@ class Pruner:
         self._sparse.resume(state.get("sparse_layers"), self.step_count)
 
 
+def _saved(group: PrunedGroup, layer: Layer) -> list[Any]:
+    """What a state says of a layer: name and shape, and the block that a function gave it."""
+    block = [list(layer.block)] if group.config.pattern.sizes else []
+    return [layer.name, list(layer.shape), *block]
+
+
 def _layers_of(group: PrunedGroup, saved: list[list[Any]]) -> list[Layer]:
     """Those of a group that a state is of; it may lack layers that no gradient reached."""
-    names = [name for name, _ in saved]
+    names = [name for name, *_ in saved]
     may_lack = group.config.needs_gradient and group.config.names_all
     layers = [layer for layer in group.found if layer.name in names or not may_lack]
-    if saved != [[layer.name, list(layer.shape)] for layer in layers]:
+    mine = [_saved(group, layer) for layer in layers]
+    if saved != mine:
+        if [entry[:2] for entry in saved] == [entry[:2] for entry in mine]:
+            raise PruningError(f"state: {group.config.pattern} gave other block sizes when it was saved")
         raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
     return layers
 

@@ -177,6 +177,8 @@ def _notes(groups: Sequence[PrunedGroup], rows: list[LayerRow], step: int, compl
             notes.append(f"group {index}: {dense / units:.2%} of the {group.config.pattern} groups are still dense")
         if not group.config.is_lock and (note := _one_event(*group.config.window)):
             notes.append(f"group {index}: {note}")
+        if own := group.config.own_parts:
+            notes.append(f"group {index}: {', '.join(f'{key} {name}' for key, name in own.items())}")
         if group.left_out:
             notes.append(f"left out, since no gradient reached them: {', '.join(group.left_out)}")
     if extra := sum(row.extra_zeros for row in rows):

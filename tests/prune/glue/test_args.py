@@ -133,6 +133,13 @@ MIXED_SCRIPT = """
         --distill_loss_weight 5"""
 
 
+@pytest.mark.parametrize("pruning_type", ["taylor", "lamp", "random_progressive"])
+def test_a_criterion_is_given_by_name(pruning_type):
+    args = parse_arguments([*BASE, *RECIPES["4x1"].split(), "--pruning_type", pruning_type])
+    (group,) = args.pruning_config({"start_step": 1, "end_step": 9}).groups
+    assert group.pruning_type == pruning_type
+
+
 @pytest.mark.parametrize(
     ("name", "window", "total"),
     [

@@ -18,6 +18,17 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from trisparse import Pruner, PruningConfig, PruningError
 
 STEPS, MIDDLE, SHARE = 7, 4, 6  # SHARE: every batch is cut for 6 at most, whoever gets the parts
+
+
+def sizes(name, shape):
+    return (4, 1) if name == "0" else (2, 3)
+
+
+def beside_the_greatest(weight, grad, score):
+    """Has to see the whole layer."""
+    return score + (weight * grad).abs() / weight.abs().max()
+
+
 CASES = {
     "4x1": {"pattern": "4x1", "target_sparsity": 0.7},
     "2:4": {"pattern": "2:4", "exclude_head": False},
@@ -27,6 +38,9 @@ CASES = {
     "parts": {"pattern": "4x1", "target_sparsity": 0.5, "pruning_type": "snip_momentum_progressive"},
     "magnitude": {"pattern": "1x1", "target_sparsity": 0.5, "pruning_type": "magnitude"},
     "unused": {"pattern": "4x1", "target_sparsity": 0.7, "excluded_op_names": ["^4$"], "exclude_head": False},
+    "lamp": {"pattern": "1x1", "target_sparsity": 0.5, "pruning_type": "lamp"},
+    "random": {"pattern": "4x1", "target_sparsity": 0.5, "pruning_type": "random", "seed": 1},
+    "own": {"pattern": sizes, "target_sparsity": 0.5, "pruning_type": beside_the_greatest},
 }
 WINDOW = {"start_step": 1, "end_step": 6, "pruning_frequency": 2}
 

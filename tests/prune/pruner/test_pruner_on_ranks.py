@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("prune_on_ranks.py")
-CASES = ("4x1", "2:4", "rows", "local", "bounds", "parts", "magnitude", "unused")
+CASES = ("4x1", "2:4", "rows", "local", "bounds", "parts", "magnitude", "unused", "lamp", "random", "own")
 SPREAD = (("ddp", 2), ("fsdp", 2), ("fsdp", 3))
 
 
