@@ -126,7 +126,19 @@ def test_flags_and_keys_exist(prune_parser):
 
     flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
     flags |= {"model", "models", "prefer", "format", "logdir", "output", "overwrite", "nproc_per_node"}
-    flags |= {"data", "minilm", "rows", "seeds", "epochs", "device", "dtype", "only", "budget_seconds", "dry_run"}
+    flags |= {
+        "data",
+        "minilm",
+        "rows",
+        "seeds",
+        "epochs",
+        "device",
+        "dtype",
+        "only",
+        "budget_seconds",
+        "dry_run",
+        "speedups",
+    }
     flags |= {action.dest for action in prune_parser._actions}
     for name, text in TEXTS.items():
         assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name
@@ -245,7 +257,11 @@ def test_speeds_of_sparse_training_are_those_of_their_file():
     found, page = read("sparse_training_cpu"), TEXTS["training.md"]
     for row in found["layers"]:
         parts = " | ".join(f"{row['parts'][name]:.2f}x" for name in ("forward", "input", "weight"))
-        assert f"| {row['pattern']} | {row['zeros']} | {parts} | {row['times']:.2f}x | {aim(row)} |" in page
+        times = f"{row['times']:.2f}x | {row['sparseprop']:.2f}x"
+        assert f"| {row['pattern']} | {row['zeros']} | {parts} | {times} | {aim(row)} |" in page
+    for row in found["optimizers"]:
+        said = f"{row['masked_ms']:.1f} against {row['fused_ms']:.1f} ms with {row['pattern']} at {row['zeros']}"
+        assert said in " ".join(TEXTS["operators.md"].split())
     for row in found["steps"]:
         assert f"| {row['model']} | {row['pattern']} | {row['zeros']} | {row['times']:.2f}x | {aim(row)} |" in page
 
