@@ -20,7 +20,8 @@ def runs(on_ranks):
     folders = {("fsdp", 2): on_ranks(SCRIPT, "fsdp", 2)[0]}
     folders["ddp", 2] = on_ranks(SCRIPT, "ddp", 2)[0]
     folders["fsdp", 3] = on_ranks(SCRIPT, "fsdp", 3, *sorted(folders["fsdp", 2].glob("*.pt")))[0]
-    folders["plain", 1] = on_ranks(SCRIPT, "plain", 1, *sorted(folders["fsdp", 3].glob("*.pt")))[0]
+    saved = [*sorted(folders["fsdp", 3].glob("*.pt")), folders["ddp", 2] / "budget.pt"]
+    folders["plain", 1] = on_ranks(SCRIPT, "plain", 1, *saved)[0]
     return {key: [results(folder, rank) for rank in range(key[1])] for key, folder in folders.items()}
 
 
@@ -42,6 +43,14 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(runs, case, mode,
         assert went_on["report"] == whole["report"]
 
 
+def test_a_budget_is_met_by_copies_as_by_one_process(runs):
+    (alone,) = runs["plain", 1]
+    assert len(set(alone["budget"]["hashes"])) > 1
+    assert alone["budget"]["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert all(rank["budget"] == alone["budget"] for rank in runs["ddp", 2])
+    assert alone["resumed budget"]["hashes"] == alone["budget"]["hashes"][4:]
+
+
 def test_a_layer_without_use_is_left_out_everywhere(runs):
     for ranks in runs.values():
         for rank in ranks:
@@ -53,6 +62,7 @@ def test_what_cannot_be_pruned_in_shards_says_so(runs):
     for rank in runs["fsdp", 2]:
         assert "0 (12 output rows on a process are no multiple of 8)" in rank["refusals"]["cut"]
         assert "shard_placement_fn that returns Shard(1)" in rank["refusals"]["columns"]
+        assert "target_flops: is for weights that are whole" in rank["refusals"]["budget"]
         assert rank["refusals"]["flat"].startswith("0: is wrapped in FullyShardedDataParallel, which flattens weights")
 
 
