@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class PruningCallback(TrainerCallback):
     Args:
         config: what to prune, how far and when; or a function that makes it of the parameters of a trial of
             `hyperparameter_search`, a dict that is empty in any other training.
-        sparse_training: as `Pruner` takes it.
+        sparse_training: as `Pruner` takes it, and
+        example: keywords of a forward, under `target_speedup`.
 
     Attributes:
         pruner: made when training begins.
@@ -50,14 +51,15 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(
-        self, config: PruningConfig | Callable[[dict[str, Any]], PruningConfig], sparse_training: str = "auto"
-    ) -> None:
+        self, config: PruningConfig | Callable[[dict[str, Any]], PruningConfig], sparse_training: str = "auto",
+        example: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(config, PruningConfig) and not callable(config):
             raise PruningError(
                 f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...), or a function "
                 "that makes one of a trial's parameters"
             )
-        self.config, self.sparse_training = config, sparse_training
+        self.config, self.sparse_training, self.example = config, sparse_training, example
         self.pruner: Pruner | None = None
         self.report: SparsityReport | None = None
         self.history: list[tuple[int, float]] = []
@@ -89,7 +91,7 @@ class PruningCallback(TrainerCallback):
         # it comes without the wrapper that would tell the Pruner of the other processes
         has_copies = args.world_size > 1 and not any(map(is_sharded, model.parameters()))
         replicas = torch.distributed.group.WORLD if has_copies else None
-        pruner = Pruner(model, config, replicas, self.sparse_training)
+        pruner = Pruner(model, config, replicas, self.sparse_training, self.example)
         if state.global_step:
             _restore(pruner, _resumed_folder(args, state) / _STATE, state.global_step)
         self._attachment = pruner.attach(kwargs["optimizer"])
