@@ -1,11 +1,13 @@
 """`trisparse-bench --model`."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from trisparse import prune_once
-from trisparse.prune.deploy.model_benchmark import _ids
+from trisparse.prune.pruner.model_time import text_examples
 from trisparse.suite import main
 
 transformers = pytest.importorskip("transformers")
@@ -52,8 +54,10 @@ def test_table_json_and_picture(folder, tmp_path, capsys, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_batch_has_the_tokens_that_its_column_says(tokens, positions, shape):
-    config = transformers.BertConfig(max_position_embeddings=positions) if positions else object()
-    assert _ids(config, 50, tokens).shape == shape
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace(vocab_size=50, **({"max_position_embeddings": positions} if positions else {}))
+    (example,) = text_examples(model, (tokens,)).values()
+    assert example["input_ids"].shape == shape
 
 
 def test_what_cannot_be_timed_gets_one_line(folder, tmp_path, capsys):
