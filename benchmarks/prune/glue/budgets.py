@@ -25,7 +25,7 @@ from trisparse.prune.files import atomic_save, atomic_write
 from trisparse.prune.text_table import aligned
 
 BIN = Path(sysconfig.get_path("scripts"))
-SPARSITIES = (0.7, 0.85, 0.95)  # of even pruning, around the budgets
+SPARSITIES = (0.8, 0.95)  # of even pruning, around the budgets
 TOKENS = (128, 1024)
 KINDS = {"budget": "4x1, a budget", "even": "4x1, all layers alike", "mixed": "1x1 and 4x1, as the recipe has them",
          "mixed budget": "1x1 and 4x1, one budget"}  # fmt: skip
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--speedups", nargs="+", default=["2", "3", "4"])
-    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--seed", default="42")
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))
     parser.add_argument("--out", type=Path, required=True)
