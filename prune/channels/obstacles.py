@@ -7,13 +7,12 @@ from torch import nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.foreign import PACKED, foreign_weight
-from trisparse.prune.pruner.layers import is_hf_conv1d
+from trisparse.prune.pruner.layers import interference, is_hf_conv1d
 from trisparse.sparse_ops import LinearMasked
 from trisparse.sparse_ops.checks import DTYPES
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PLAIN = (nn.Linear, LinearMasked, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_NORMS, nn.PReLU)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def obstacle(layer: nn.Module) -> str:
@@ -31,13 +30,6 @@ def obstacle(layer: nn.Module) -> str:
             return f"its {name} is no plain parameter"
     weight = layer._parameters["weight"]
     return "" if weight is None or weight.dtype in DTYPES else f"its weight is {weight.dtype}"
-
-
-def interference(module: nn.Module) -> str:
-    """What makes a module do other than its class says, or an empty string."""
-    if any(getattr(module, name) for name in _HOOKS):
-        return "it has hooks"
-    return "its forward was replaced" if "forward" in vars(module) else ""
 
 
 def check_numbers(model: nn.Module, prefix: str = "") -> None:

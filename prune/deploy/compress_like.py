@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.prune.deploy.fold_activations import fold_activations
 from trisparse.prune.deploy.layer_spec import Spec, activations_of, empty_packed, misfit, shrunken
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
+from trisparse.prune.pruner.fold_activations import fold_activations
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
 
 

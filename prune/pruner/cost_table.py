@@ -14,8 +14,9 @@ from torch import nn
 from trisparse.prune.config.budget import Budget
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.pruner.cost_curve import WHOLE, CostCurve, curve_of
+from trisparse.prune.pruner.fold_activations import fold_activations
 from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layer_cost import SHARES, bytes_of, packed_copy, times_of
+from trisparse.prune.pruner.layer_cost import SHARES, bytes_of, has_format, packed_copy, times_of
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
 from trisparse.prune.pruner.model_time import examples_of, model_ms, tokens_of
 
@@ -99,8 +100,9 @@ def _expected(model: nn.Module, budget: Budget, layers: Layers, example: Any) ->
     """By a static model, in which a dense layer takes as long as it has weights, and all else nothing."""
 
     def cost(layer: Layer, share: float) -> float:
-        pairs = times_of(layer, share, budget.tokens, False).values() if share else [(1.0, 1.0)]
-        return layer.numel * statistics.fmean(packed / dense for dense, packed in pairs)
+        if not share or not has_format(layer):
+            return layer.numel
+        return layer.numel * statistics.fmean(p for _, p in times_of(layer, share, budget.tokens, False).values())
 
     points = {name: _points(layer, units, partial(cost, layer), True) for name, (layer, units) in layers.items()}
     total = _linear_weights(model)
@@ -115,7 +117,7 @@ def _measured(model: nn.Module, budget: Budget, layers: Layers, example: Any) ->
 
     def cost(name: str, share: float) -> float:
         counts = [found.get(name, 0) for found in seen]
-        if not any(counts):  # a layer that is not used
+        if not any(counts) or not has_format(layers[name][0]):  # its time is a part of the rest
             return 0.0
         times = times_of(layers[name][0], share or SHARES[0], [count for count in counts if count], True)
         shares = [times[n][share > 0] / ms if n else 0.0 for n, ms in zip(counts, dense_ms, strict=True)]
@@ -139,18 +141,19 @@ def _calibrated(
         (s for s in SHARES if table.rest + sum(c.at(round(s * c.units[-1])) for c in table.curves.values()) <= goal),
         SHARES[-1],
     )
+    saved = 0
     try:
         packed = copy.deepcopy(model)
-    except Exception as error:  # whatever a model raises that can't be copied
+        for name, (layer, units) in layers.items():
+            curve = table.curves[name]
+            now = curve.at(units if layer.pattern.is_nm else round(share * units))
+            if now < curve.dense and (made := packed_copy(layer, share)) is not None:
+                replace_module(packed, name, made)
+                saved += curve.dense - now
+        fold_activations(packed)  # as `compress` does
+    except Exception as error:  # whatever a model raises that can't be copied, or has its layers in wrappers
         sys.stderr.write(f"trisparse: the model is not timed as a whole, since it can't be copied: {one_line(error)}\n")
         return table
-    saved = 0
-    for name, (layer, units) in layers.items():
-        curve = table.curves[name]
-        now = curve.at(units if layer.pattern.is_nm else round(share * units))
-        if now < curve.dense and (made := packed_copy(layer, share)) is not None:
-            replace_module(packed, name, made)
-            saved += curve.dense - now
     found = statistics.fmean(model_ms(packed, one) / ms for one, ms in zip(examples, dense_ms, strict=True))
     dense = sum(curve.dense for curve in table.curves.values())
     if not saved or found >= 1:

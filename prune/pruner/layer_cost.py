@@ -20,6 +20,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SIDES, step_of
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)  # of a layer that is pruned, at which it is looked at
+_HALF = (torch.float16, torch.bfloat16)
 _FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense, as `compress` takes a packed format
 
 
@@ -34,28 +35,39 @@ def packed_block(pattern: Pattern, weight: Tensor) -> tuple[int, int] | None:
     return None if weight.is_cuda and height < LOWEST else (height, 1)
 
 
+def has_format(layer: Layer) -> bool:
+    """Whether there is a smaller form of the layer for what its pattern leaves, on its device."""
+    pattern, weight = layer.pattern, layer.weight
+    if pattern.kind in ("row", "column"):
+        return True
+    if not pattern.is_nm:
+        return packed_block(pattern, weight) is not None
+    fits = weight.dtype in _HALF if weight.is_cuda else runs_packed(weight.dtype)
+    return pattern.is_24 and fits and matrix_of(layer)[1] % 4 == 0
+
+
 def bytes_of(layer: Layer, share: float) -> float:
     """Of the weight in the smallest format that its pattern allows."""
     rows, cols, size = *matrix_of(layer), layer.weight.element_size()
     dense = float(rows * cols * size)
+    if not has_format(layer) or (layer.pattern.is_nm and share < 1):
+        return dense
     if layer.pattern.kind in ("row", "column"):
         return dense * (1 - share)
     if layer.pattern.is_nm:
-        if share < 1 or not layer.pattern.is_24:
-            return dense
         _, elements = packed_size(rows, cols, layout_24(layer.weight.device), size)
         return float(min(elements * size, dense))
-    block = packed_block(layer.pattern, layer.weight)
-    if block is None:
-        return dense
-    n, m = block
+    n, m = block = packed_block(layer.pattern, layer.weight) or (1, 1)
     groups, wide = rows / n, cols / m
     slots = groups * (wide * (1 - share) + (step_of(block) - 1) / 2)  # groups are filled up
     return min(slots * (n * m * size + (2 if wide < 1 << 15 else 4)) + 8 * groups + 4, dense)
 
 
 def times_of(layer: Layer, share: float, tokens: Sequence[int], is_measured: bool) -> dict[int, tuple[float, float]]:
-    """Tokens -> milliseconds dense, and with this share pruned in the format that is the faster for all of them."""
+    """Tokens -> milliseconds dense, and with this share pruned in the format that is the faster for all of them.
+
+    For layers that have a format; without measuring, as parts of the dense time.
+    """
     found = {count: _pair(layer, share, count, is_measured) for count in tokens}
     gains = [dense / packed for dense, packed in found.values()]
     if statistics.geometric_mean(gains) < _FASTER or min(gains) < _NEVER_BELOW:
@@ -72,13 +84,10 @@ def matrix_of(layer: Layer) -> tuple[int, int]:
 def _pair(layer: Layer, share: float, tokens: int, is_measured: bool) -> tuple[float, float]:
     rows, cols = matrix_of(layer)
     weight, pattern = layer.weight, layer.pattern
-    block = packed_block(pattern, weight)
-    is_24 = pattern.is_24 and (weight.is_cuda or runs_packed(weight.dtype))
-    if pattern.kind not in ("row", "column") and block is None and not is_24:
-        return 1.0, 1.0  # the same, whatever it is
     if not is_measured:
         return 1.0, 1 / _expected(layer, share, rows, cols, tokens)
-    what = f"{block[0]}x{block[1]}" if block else "2:4" if is_24 else f"{pattern.kind}s"
+    block = packed_block(pattern, weight)
+    what = f"{block[0]}x{block[1]}" if block else "2:4" if pattern.is_nm else f"{pattern.kind}s"
     key = f"budget {rows}x{cols} {weight.dtype} {what} without {share} T={tokens}"
     cache = TimingCache(None, weight.device)
     times = cache.get(key)

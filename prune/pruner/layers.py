@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from trisparse.prune.errors import PruningError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -25,6 +26,13 @@ def op_type(module: nn.Module) -> str | None:
     if isinstance(module, nn.Linear) or is_hf_conv1d(module):
         return "Linear"
     return "Conv" if isinstance(module, _CONVS) else None
+
+
+def interference(module: nn.Module) -> str:
+    """What makes a module do other than its class says, or an empty string."""
+    if any(getattr(module, name) for name in _HOOKS):
+        return "it has hooks"
+    return "its forward was replaced" if "forward" in vars(module) else ""
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

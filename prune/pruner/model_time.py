@@ -21,6 +21,11 @@ _ROUNDS, _SECONDS = 9, 4.0  # of runs of the model
 
 
 def examples_of(model: nn.Module, budget: Budget, example: Any) -> list[Mapping[str, Any]]:
+    """Keywords of the forwards that count: what is given, or texts of as many tokens as the budget says.
+
+    Raises:
+        PruningError: something else is given, or a model that is no language model wants something.
+    """
     if example is not None:
         if not isinstance(example, Mapping):
             raise PruningError(f"example: want the keywords of a forward, got {type(example).__name__}")

@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--speedups", nargs="+", default=["2", "3", "4"])
+    parser.add_argument("--speedups", nargs="+", default=["1.5", "2", "2.5"])
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--seed", default="42")
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))

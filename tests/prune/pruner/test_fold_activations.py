@@ -11,8 +11,8 @@ from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, Dis
 import trisparse
 from trisparse import compress, compress_like, decompress, describe, prune_once
 from trisparse.kernels.cpu.launch import runs_packed
-from trisparse.prune.deploy.fold_activations import Folded, fold_activations, unfold_activations
 from trisparse.prune.deploy.formats import formats_of, pack_layer
+from trisparse.prune.pruner.fold_activations import Folded, fold_activations, unfold_activations
 from trisparse.prune.pruner.layers import replace_module
 from trisparse.sparse_ops import LinearBlocks
 

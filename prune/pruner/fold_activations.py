@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from trisparse.prune.channels.obstacles import interference
-from trisparse.prune.pruner.layers import replace_module
+from trisparse.prune.pruner.layers import interference, replace_module
 from trisparse.sparse_ops import Linear24, LinearBlocks
 from trisparse.sparse_ops.activations import ACTIVATIONS
 
