@@ -19,7 +19,7 @@ from trisparse.sparse_ops.blocks.masked_blocks import height_of
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SIDES, step_of
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 
-SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)  # of a layer that is pruned, at which it is looked at
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)  # of a layer that is pruned, at which it is looked at
 _HALF = (torch.float16, torch.bfloat16)
 _FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense, as `compress` takes a packed format
 
