@@ -87,7 +87,9 @@ def _points(layer: Layer, units: int, cost: Callable[[float], float], is_timed: 
         return [(0, cost(0.0)), *([(units - 1, cost(0.0))] if units > 1 else []), (units, cost(1.0))]
     if is_timed:  # at round shares, which other layers have too, and no further
         found = {0: cost(0.0)} | {round(share * units): cost(share) for share in SHARES}
-        return sorted((found | {units: found[max(found)]}).items())
+        first = next((n for n in sorted(found) if found[n] < found[0]), units)
+        flat = {first - 1: found[0]} if first else {}  # where nothing is gained yet the layer stays dense
+        return sorted((flat | found | {units: found[max(found)]}).items())
     return [(n, cost(n / units)) for n in sorted({0, units, *(round(share * units) for share in SHARES)})]
 
 
