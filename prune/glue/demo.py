@@ -119,7 +119,7 @@ def _compress_and_time(dense: Any, texts: int, length: int) -> dict[str, Any]:
     import torch
 
     from trisparse.prune.deploy.compress import compress
-    from trisparse.prune.deploy.speed import times_faster
+    from trisparse.prune.speed import times_faster
 
     ids = torch.randint(dense.config.vocab_size, (texts, length), generator=torch.Generator().manual_seed(0))
     example = {"input_ids": ids}

@@ -14,7 +14,6 @@ import transformers
 
 from trisparse.prune.deploy.checkpoint import from_pretrained
 from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint
-from trisparse.prune.deploy.speed import times_faster
 from trisparse.prune.glue.eval import answer
 from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import COMPRESSED, push_to_hub, save_model, save_results
@@ -24,6 +23,7 @@ from trisparse.prune.pruner.census import count_parameters
 from trisparse.prune.pruner.model_time import text_examples
 from trisparse.prune.pruner.plots import plot_history
 from trisparse.prune.pruner.report import SparsityReport
+from trisparse.prune.speed import times_faster
 
 _NEAR = 0.02  # to what always giving the most frequent answer gets
 

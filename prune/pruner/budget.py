@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from trisparse.prune.config.budget import Budget
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.cost_curve import WHOLE, Offer, units_to_prune
-from trisparse.prune.pruner.cost_table import CostTable, make_table
+from trisparse.prune.pruner.cost_table import CostTable, calibrated, make_table
 from trisparse.prune.pruner.group import PrunedGroup
+
+_TRIALS = 2  # copies that are timed: the second is pruned by what the first showed
 
 
 class SharedBudget:
@@ -54,8 +56,30 @@ class SharedBudget:
             for group in groups
             for layer, units in zip(group.layers, group.selection.units, strict=True)
         }
-        self.take(_shared(lambda: make_table(model, budget, layers, example, is_measured), replicas))
+
+        def look() -> CostTable:
+            self.take(make_table(model, budget, layers, example, is_measured))
+            for _ in range(_TRIALS if budget.key == "target_speedup" and is_measured else 0):
+                self.take(calibrated(model, budget, layers, self.table, self._foreseen(), example))
+            return self.table
+
+        self.take(_shared(look, replicas))
         self._check_reach()
+
+    @torch.no_grad()
+    def _foreseen(self) -> list[int]:
+        """Units of each layer that would go now, by the size of weights: in the end they will be about as many."""
+        offers = []
+        for group in self.groups:
+            for layer, units, high in zip(
+                group.layers, group.selection.units, group.selection.most_units(), strict=True
+            ):
+                sizes = layer.view.detach().flatten(1).abs().float()
+                n, m = layer.block
+                cost = sizes.view(len(sizes) // n, n, -1, m).mean((1, 3)).flatten()
+                kept = torch.ones(units, dtype=torch.bool, device=cost.device)
+                offers.append(Offer(self.table.curves[layer.name], _rising(cost, kept, group.is_nm), 0, 0, high))
+        return units_to_prune(offers, int(self.left * WHOLE) - self.table.rest, True)
 
     def take(self, table: CostTable) -> None:
         """Go by this table from now on."""

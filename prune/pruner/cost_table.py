@@ -13,13 +13,16 @@ from torch import nn
 
 from trisparse.prune.config.budget import Budget
 from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.evaluating import evaluating
 from trisparse.prune.pruner.cost_curve import WHOLE, CostCurve, curve_of
 from trisparse.prune.pruner.fold_activations import fold_activations
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layer_cost import SHARES, bytes_of, has_format, packed_copy, times_of
 from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
 from trisparse.prune.pruner.model_time import examples_of, model_ms, tokens_of
+from trisparse.prune.speed import times_faster
 
+_ROUNDS = 7  # in which a model and its copy are timed
 Layers = Mapping[str, tuple[Layer, int]]  # by name, with their numbers of units
 
 
@@ -126,40 +129,35 @@ def _measured(model: nn.Module, budget: Budget, layers: Layers, example: Any) ->
         return statistics.fmean(shares)
 
     points = {name: _points(layer, units, partial(cost, name), True) for name, (layer, units) in layers.items()}
-    table = _table(points, 1.0, 1 - sum(found[0][1] for found in points.values()))
-    return _calibrated(model, budget, layers, table, examples, dense_ms)
+    return _table(points, 1.0, 1 - sum(found[0][1] for found in points.values()))
 
 
-def _calibrated(
-    model: nn.Module, budget: Budget, layers: Layers, table: CostTable,
-    examples: Sequence[Mapping[str, Any]], dense_ms: Sequence[float],
-) -> CostTable:  # fmt: skip
-    """The table with layers and rest scaled so that it is right for a copy, pruned evenly until it meets the budget.
+def calibrated(
+    model: nn.Module, budget: Budget, layers: Layers, table: CostTable, counts: Sequence[int], example: Any
+) -> CostTable:
+    """The table with layers and rest scaled so that it is right for a copy in which so many units of each are pruned.
 
-    A layer that is timed by itself finds other caches than in the model.
+    A layer that is timed by itself finds other caches than in the model, and applies no activation that follows it.
     """
-    goal = budget.left(1.0) * WHOLE
-    share = next(
-        (s for s in SHARES if table.rest + sum(c.at(round(s * c.units[-1])) for c in table.curves.values()) <= goal),
-        SHARES[-1],
-    )
-    saved = 0
+    bare, saved = unwrap(model), 0
     try:
-        packed = copy.deepcopy(model)
-        for name, (layer, units) in layers.items():
+        packed = copy.deepcopy(bare)
+        for (name, (layer, units)), pruned in zip(layers.items(), counts, strict=True):
             curve = table.curves[name]
-            now = curve.at(units if layer.pattern.is_nm else round(share * units))
-            if now < curve.dense and (made := packed_copy(layer, share)) is not None:
+            if curve.at(pruned) < curve.dense and (made := packed_copy(layer, pruned / units)) is not None:
                 replace_module(packed, name, made)
-                saved += curve.dense - now
+                saved += curve.dense - curve.at(pruned)
         fold_activations(packed)  # as `compress` does
     except Exception as error:  # whatever a model raises that can't be copied, or has its layers in wrappers
         sys.stderr.write(f"trisparse: the model is not timed as a whole, since it can't be copied: {one_line(error)}\n")
         return table
-    found = statistics.fmean(model_ms(packed, one) / ms for one, ms in zip(examples, dense_ms, strict=True))
+    with evaluating(bare):
+        packed.eval()
+        examples = examples_of(bare, budget, example)
+        left = statistics.fmean(1 / times_faster(bare, packed, one, _ROUNDS) for one in examples)
     dense = sum(curve.dense for curve in table.curves.values())
-    if not saved or found >= 1:
+    if not saved or left >= 1:
         return table
-    scale = min((1 - found) * WHOLE / saved, WHOLE / dense)
+    scale = min((1 - left) * WHOLE / saved, WHOLE / dense)
     curves = {n: CostCurve(c.units, tuple(int(cost * scale) for cost in c.costs)) for n, c in table.curves.items()}
     return CostTable(table.total, WHOLE - sum(curve.dense for curve in curves.values()), curves)

@@ -149,7 +149,10 @@ def _pruned(layer: Layer, share: float) -> nn.Linear:
         weight.view(rows, -1, 4)[..., 2:] = 0
         return _linear(weight)
     n, m = packed_block(layer.pattern, layer.weight) or (1, 1)
-    mask = (torch.rand(-(-rows // n), -(-cols // m), generator=torch.Generator().manual_seed(0)) >= share).to(weight)
+    mask = torch.ones(-(-rows // n), -(-cols // m))
+    order = torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(0))
+    mask.view(-1)[order[: round(share * mask.numel())]] = 0
+    mask = mask.to(weight)
     return _linear(weight * mask.repeat_interleave(n, 0)[:rows].repeat_interleave(m, 1)[:, :cols])
 
 

@@ -24,10 +24,10 @@ import torch
 import transformers
 
 from trisparse import compact
-from trisparse.prune.deploy.speed import times_faster
 from trisparse.prune.glue.args import DataArguments
 from trisparse.prune.glue.data import load_splits, tokenize
 from trisparse.prune.glue.tasks import find_task
+from trisparse.prune.speed import times_faster
 
 ENCODERS = {"bert-mini": (4, 256, 4), "minilm-l6": (6, 384, 12)}
 SHARES, BATCHES, TOKENS = (0.5, 0.75, 0.9), (1, 32), 128

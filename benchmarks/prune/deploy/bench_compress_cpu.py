@@ -23,11 +23,11 @@ import torch
 import transformers
 
 from trisparse import compress, from_pretrained, save_pretrained
-from trisparse.prune.deploy.speed import times_faster
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import DataArguments
 from trisparse.prune.glue.data import load_splits, tokenize
 from trisparse.prune.glue.tasks import find_task
+from trisparse.prune.speed import times_faster
 
 ROUNDS = {1: 40, 32: 9}  # of each batch
 TOKENS = (64, 2048)  # about as many as these batches have

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from trisparse.prune.deploy.speed import times_faster
+from trisparse.prune.speed import times_faster
 
 
 class Slow(nn.Module):

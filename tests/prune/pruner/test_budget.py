@@ -35,7 +35,12 @@ def known_times(monkeypatch, tmp_path):
         return 1e-3 + sum(m.weight.numel() for m in linear) * 1e-6 + kept * 2e-6
 
     monkeypatch.setattr(layer_cost, "_measured", measured)
+
+    def times_faster(before, after, example, rounds):
+        return model_ms(before, example) / model_ms(after, example)
+
     monkeypatch.setattr("trisparse.prune.pruner.cost_table.model_ms", model_ms)
+    monkeypatch.setattr("trisparse.prune.pruner.cost_table.times_faster", times_faster)
 
 
 def train(model, config, steps=10, **more):
@@ -106,7 +111,7 @@ def test_speed_is_promised_and_both_layers_gain():
         PruningConfig(pattern="4x1", target_speedup=2.0, **WINDOW),
         example={"input": torch.randn(4, 32)},
     )
-    assert 0.48 < costs[-1] <= 0.5
+    assert 0.4 < costs[-1] <= 0.5  # a layer's first gain comes at once
     assert any("promised 2" in note and "times as fast as dense" in note for note in pruner.report().notes)
 
 
