@@ -266,9 +266,10 @@ def test_masked_adamw_prunes_as_adamw_does():
         with Pruner(model, config(end_step=5)).attach(optimizer):
             run(model, optimizer, 7)
         found.append(model)
-    for mine, theirs in zip(found[0].parameters(), found[1].parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    for (name, mine), theirs in zip(found[0].named_parameters(), found[1].parameters(), strict=True):
         assert torch.equal(mine == 0, theirs == 0)
+        if not name.endswith("k_proj.bias"):  # its gradient is rounding alone, as softmax forgets what all keys share
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
     kept = found[0][0].kept()[0]
     assert (found[0][0].v_proj.bias != 0).tolist() == [flag for flag in kept for _ in range(2)]
 
