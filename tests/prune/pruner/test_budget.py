@@ -99,6 +99,7 @@ def test_speed_by_hand():
     first, second = table.curves["0"], table.curves["2"]
     assert first.dense / WHOLE == pytest.approx(2048 / 7144, rel=0.05)
     assert first.at(256) == first.dense, "half of the units gone costs what dense does"
+    assert first.at(306) == first.dense > first.at(307), "up to the first share with a gain the layer stays dense"
     assert second.at(922) / WHOLE == pytest.approx(
         0.2 * 4096 / 7144, rel=0.05
     )  # nine tenths gone: a tenth, twice as slow
