@@ -13,8 +13,9 @@ from trisparse.prune.deploy.checkpoint import from_pretrained, write_pretrained
 from trisparse.prune.deploy.compress_checkpoint import copy_small_files
 from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
 from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.one_shot.layer_by_layer import MAGNITUDE
 from trisparse.prune.one_shot.layer_sparsity import OWL, OWL_LAMBDA, OWL_M
-from trisparse.prune.one_shot.one_shot import MAGNITUDE, METHODS, prune_one_shot
+from trisparse.prune.one_shot.once import METHODS, RETRAIN_FREE, prune_once
 from trisparse.prune.one_shot.sparsegpt import BLOCK_SIZE, DAMPENING
 from trisparse.prune.one_shot.texts import SAMPLES
 
@@ -24,7 +25,7 @@ def add_prune(commands: Any) -> None:
     add = commands.add_parser("prune", help="prune a model at once, by a few texts or by magnitude")
     add.add_argument("input", metavar="MODEL", type=Path, help="folder of a transformers model, or its name on the hub")
     add.add_argument("output", metavar="OUT", type=Path, help="folder to write")
-    add.add_argument("--method", choices=list(METHODS), default="wanda")
+    add.add_argument("--method", choices=[name for name in METHODS if name != RETRAIN_FREE], default="wanda")
     add.add_argument("--pattern", required=True, help="2:4 say, or 1x1; magnitude takes any")
     add.add_argument("--target_sparsity", type=float, help="share of the weights that goes; N:M says it itself")
     add.add_argument("--layer_sparsity", choices=[OWL], help="blocks with more outliers keep more")
@@ -51,7 +52,7 @@ def prune(args: argparse.Namespace) -> None:
     """Load, prune, print the report, save; nothing is written unless all goes well.
 
     Raises:
-        PruningError: what `prune_one_shot`, `from_pretrained` and `replaced_folder` raise it for, or a model or a
+        PruningError: what `prune_once`, `from_pretrained` and `replaced_folder` raise it for, or a model or a
             tokenizer that can't be loaded.
     """
     looks = args.method != MAGNITUDE or args.layer_sparsity == OWL
@@ -60,8 +61,8 @@ def prune(args: argparse.Namespace) -> None:
     source = _folder(args.input)
     model: Any = from_pretrained(source, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
     given = {"target_sparsity": args.target_sparsity, "excluded_op_names": args.excluded_op_names}
-    report = prune_one_shot(
-        model.eval(), None, args.method, layer_sparsity=args.layer_sparsity, owl_m=args.owl_m,
+    report = prune_once(
+        model.eval(), args.method, layer_sparsity=args.layer_sparsity, owl_m=args.owl_m,
         owl_lambda=args.owl_lambda, dampening=args.dampening, block_size=args.block_size, calibration=args.data,
         tokenizer=_tokenizer(source) if args.data is not None else None, samples=args.samples,
         max_length=args.max_length, column=args.column, device=args.device, progress=_say, pattern=args.pattern,

@@ -11,6 +11,7 @@ from trisparse.on_import import import_after
 
 if TYPE_CHECKING:
     from trisparse.prune.config.config import PruningConfig
+    from trisparse.prune.deploy.any_report import report
     from trisparse.prune.deploy.checkpoint import from_pretrained, save_pretrained
     from trisparse.prune.deploy.compact import compact
     from trisparse.prune.deploy.compress import compress, decompress
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from trisparse.prune.deploy.export import export
     from trisparse.prune.deploy.layer_spec import describe
     from trisparse.prune.errors import PruningError
+    from trisparse.prune.one_shot.once import prune_once
     from trisparse.prune.pruner.callback import PruningCallback as PruningCallback
     from trisparse.prune.pruner.masked_adamw import MaskedAdamW
-    from trisparse.prune.pruner.once import prune_once
     from trisparse.prune.pruner.pruner import Pruner
     from trisparse.prune.pruner.report import SparsityReport
 
 __version__ = "0.1.0"
 __all__ = [  # and PruningCallback, which needs transformers
     "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "compress_like",
-    "decompress", "describe", "export", "from_pretrained", "prune_once", "save_pretrained",
+    "decompress", "describe", "export", "from_pretrained", "prune_once", "report", "save_pretrained",
 ]  # fmt: skip
 
 _HOME = {
@@ -44,7 +45,8 @@ _HOME = {
     "describe": "trisparse.prune.deploy.layer_spec",
     "export": "trisparse.prune.deploy.export",
     "from_pretrained": "trisparse.prune.deploy.checkpoint",
-    "prune_once": "trisparse.prune.pruner.once",
+    "prune_once": "trisparse.prune.one_shot.once",
+    "report": "trisparse.prune.deploy.any_report",
     "save_pretrained": "trisparse.prune.deploy.checkpoint",
 }
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from trisparse.prune.config.group import OP_TYPES, PRUNING_TYPES, REDUCTIONS, SCOPES, GroupConfig
+from trisparse.prune.config.group import MISFITS, OP_TYPES, PRUNING_TYPES, REDUCTIONS, SCOPES, GroupConfig
 from trisparse.prune.config.own_parts import check_schedule, name_of
 from trisparse.prune.config.schedules import SCHEDULES, sparsity_at
 from trisparse.prune.errors import PruningError, nearest
 
 _WITHOUT_TRAINING = {
-    "retrain_free": "trisparse.prune.one_shot.prune_retrain_free(model, batches, …)",
-    "sparse_gpt": "trisparse.prune.one_shot.prune_one_shot(model, batches, 'sparsegpt', …)",
+    "retrain_free": "prune_once(model, 'retrain_free', batches, …)",
+    "sparse_gpt": "prune_once(model, 'sparsegpt', batches, …)",
 }
 
 
@@ -26,16 +25,11 @@ def check_group(c: GroupConfig) -> None:
     if not callable(c.sparsity_decay_type):
         _choice("sparsity_decay_type", c.sparsity_decay_type, tuple(SCHEDULES))
     _choice("criterion_reduce_type", c.criterion_reduce_type, REDUCTIONS)
+    _choice("on_misfit", c.on_misfit, MISFITS)
     if not c.pruning_op_types:
         raise PruningError(f"pruning_op_types: got an empty list; want {' or '.join(OP_TYPES)}")
     for op_type in c.pruning_op_types:
         _choice("pruning_op_types", op_type, OP_TYPES)
-    for name in ("op_names", "excluded_op_names"):
-        for pattern in getattr(c, name):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise PruningError(f"{name}: {pattern!r} is no regular expression: {error}") from None
     for name in ("lock_init_sparsity", "exclude_head"):
         if not isinstance(getattr(c, name), bool):
             raise PruningError(f"{name}: want true or false, got {getattr(c, name)!r}")
@@ -123,11 +117,19 @@ def _check_window(c: GroupConfig) -> None:
         value = getattr(c, name)
         if value is None:
             raise PruningError(f"{name}: missing; give the optimizer step at which pruning {name.split('_')[0]}s")
-        _integer(name, value, 0)
+        if isinstance(value, float):
+            if not 0 <= value <= 1:
+                raise PruningError(f"{name}: want a whole number of steps, or a fraction from 0.0 to 1.0, got {value}")
+        else:
+            _integer(name, value, 0)
     _integer("pruning_frequency", c.pruning_frequency, 1)
-    start, end, _ = c.window
-    if end < start:
+    start, end = c.start_step, c.end_step
+    assert start is not None
+    assert end is not None
+    if end < start and type(end) is type(start):
         raise PruningError(f"end_step: {end} is before start_step {start}; want end_step >= start_step")
+    if c.has_fractions:  # all else shows once their steps are known
+        return
     target = 0.5 if c.target_sparsity is None else c.target_sparsity  # what a budget takes shows with the model
     if callable(c.sparsity_decay_type):
         check_schedule(c.sparsity_decay_type, target, c.last_event)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trisparse.prune.config.budget import BUDGET_KEYS, budget_of
 from trisparse.prune.config.checks import check_group
-from trisparse.prune.config.file import read_config
-from trisparse.prune.config.group import DEFAULT_TARGET, KEYS, SCHEDULE_KEYS, GroupConfig
+from trisparse.prune.config.file import find_config, read_config
+from trisparse.prune.config.group import DEFAULT_TARGET, KEYS, OP_TYPES, SCHEDULE_KEYS, GroupConfig, in_steps
+from trisparse.prune.config.layer_names import parse_names
 from trisparse.prune.config.neural_compressor import convert_keys
-from trisparse.prune.config.own_parts import find_part
+from trisparse.prune.config.own_parts import Part, find_part
 from trisparse.prune.config.patterns import parse_pattern
+from trisparse.prune.config.schedules import Schedule
 from trisparse.prune.errors import PruningError, nearest
 
 
@@ -22,7 +24,10 @@ class PruningConfig:
 
     Args:
         pruning_configs: one mapping a group; none means one group of the global keys.
-        **keys: the keys of `GroupConfig`, for all groups that do not set them.
+        total_steps: how many steps the optimizer makes in all, where `start_step` or `end_step` is a fraction of them.
+            `PruningCallback` and the GLUE loop know it.
+        pattern, target_sparsity and so on: the keys of `GroupConfig`, for all groups that do not set them; None stands
+            for one that is not given.
 
     Attributes:
         groups: the resolved groups.
@@ -33,12 +38,30 @@ class PruningConfig:
     Example:
         >>> PruningConfig(pattern="2:4", start_step=1, end_step=100).groups[0].target_sparsity
         0.5
+        >>> PruningConfig(start_step=0.1, end_step=0.75, total_steps=200).groups[0].window
+        (20, 150, 1)
     """
 
     groups: tuple[GroupConfig, ...]
 
-    def __init__(self, *, pruning_configs: Sequence[Mapping[str, Any]] | None = None, **keys: Any) -> None:
-        _check_keys(keys, "")
+    def __init__(
+        self, *, pruning_configs: Sequence[Mapping[str, Any]] | None = None,
+        pattern: str | Part | None = None, target_sparsity: float | None = None,
+        target_speedup: float | None = None, target_bytes: float | None = None, target_flops: float | None = None,
+        tokens: Sequence[int] | None = None,
+        start_step: int | float | None = None, end_step: int | float | None = None,
+        pruning_frequency: int | None = None, total_steps: int | None = None,
+        pruning_type: str | Part | None = None, sparsity_decay_type: str | Schedule | None = None,
+        op_names: Sequence[str | type] | None = None, excluded_op_names: Sequence[str | type] | None = None,
+        pruning_op_types: Sequence[str] | None = None, exclude_head: bool | None = None,
+        pruning_scope: str | None = None, min_sparsity_ratio_per_op: float | None = None,
+        max_sparsity_ratio_per_op: float | None = None, criterion_reduce_type: str | None = None,
+        reg_type: str | None = None, reg_coeff: float | None = None, lock_init_sparsity: bool | None = None,
+        seed: int | None = None, on_misfit: str | None = None, **unknown: Any,
+    ) -> None:  # fmt: skip
+        given = locals()
+        _check_keys(unknown, "")
+        keys = {key: given[key] for key in KEYS if given[key] is not None}
         if pruning_configs is None:
             pruning_configs = [{}]
         if isinstance(pruning_configs, str | Mapping) or not isinstance(pruning_configs, Sequence):
@@ -50,7 +73,7 @@ class PruningConfig:
             for i, group in enumerate(pruning_configs)
         )
         _check_shared(self.groups)
-        unfelt = [key for key in SCHEDULE_KEYS if keys.get(key) is not None]
+        unfelt = [key for key in SCHEDULE_KEYS if key in keys]
         if unfelt and all(group.is_lock for group in self.groups):
             raise PruningError(f"{unfelt[0]}: pattern_lock holds from the first step; leave {unfelt[0]} out")
 
@@ -69,11 +92,55 @@ class PruningConfig:
 
     def excluding(self, *patterns: str) -> PruningConfig:
         """The same config with more `excluded_op_names` in every group."""
-        more = PruningConfig.__new__(PruningConfig)
-        more.groups = tuple(
+        return self.of_groups(
             dataclasses.replace(group, excluded_op_names=(*group.excluded_op_names, *patterns)) for group in self.groups
         )
-        return more
+
+    def in_steps(self, total_steps: int) -> PruningConfig:
+        """The same with steps in the place of fractions of so many; itself where there are none.
+
+        Raises:
+            PruningError: what then does not fit together.
+        """
+        if not any(group.has_fractions for group in self.groups):
+            return self
+        found = []
+        for group in self.groups:
+            steps = in_steps({"start_step": group.start_step, "end_step": group.end_step}, total_steps)
+            found.append(dataclasses.replace(group, **steps))
+        return self.of_groups(found)
+
+    @classmethod
+    def of(cls, config: PruningConfig | Mapping[str, Any] | Sequence[Mapping[str, Any]] | str | Path) -> PruningConfig:
+        """A config as it is, or made of what stands for one: its keys, a list of groups, a file or a recipe's name.
+
+        Raises:
+            PruningError: anything else, or what `PruningConfig` and `load` raise it for.
+        """
+        if isinstance(config, PruningConfig):
+            return config
+        if isinstance(config, (str, Path)):
+            return cls.load(find_config(str(config)))
+        if isinstance(config, Mapping) and all(isinstance(key, str) for key in config):
+            return cls(**config)
+        if isinstance(config, (list, tuple)):
+            return cls(pruning_configs=config)
+        raise PruningError(
+            f"config: want a PruningConfig, its keys in a dict, or a file of them, got {type(config).__name__}"
+        )
+
+    @classmethod
+    def of_groups(cls, groups: Iterable[GroupConfig]) -> PruningConfig:
+        """A config of resolved groups.
+
+        Raises:
+            PruningError: values that do not fit one another.
+        """
+        config = cls.__new__(cls)
+        config.groups = tuple(groups)
+        for group in config.groups:
+            check_group(group)
+        return config
 
     @classmethod
     def load(cls, path: str | Path, *, defaults: Mapping[str, Any] | None = None, **flags: Any) -> PruningConfig:
@@ -126,6 +193,9 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
             if given := [key for key in SCHEDULE_KEYS if key in group]:
                 raise PruningError(f"{given[0]}: pattern_lock holds from the first step; leave {given[0]} out")
             values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
+        total = values.pop("total_steps", None)
+        if total is not None:
+            values = in_steps(values, total)
         values = _one_goal(values, given_group)
         budget = budget_of(values)
         if budget is not None:
@@ -136,9 +206,13 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
         for name in ("pruning_type", "sparsity_decay_type"):
             if name in values:
                 values[name] = find_part(name, values[name])
-        for name in ("op_names", "excluded_op_names", "pruning_op_types"):
+        for name, parse in (
+            ("op_names", parse_names),
+            ("excluded_op_names", parse_names),
+            ("pruning_op_types", _types),
+        ):
             if name in values:
-                values[name] = _names(name, values[name])
+                values[name] = parse(name, values[name])
         config = GroupConfig(**values)
         check_group(config)
     except PruningError as error:
@@ -164,7 +238,7 @@ def _one_goal(values: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in dropped}
 
 
-def _names(name: str, value: object) -> tuple[str, ...]:
+def _types(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
-        raise PruningError(f"{name}: want a list of strings, got {value!r}; write [{value!r}]")
+        raise PruningError(f"{name}: want a list of {' and '.join(OP_TYPES)}, got {value!r}; classes go into op_names")
     return tuple(value)

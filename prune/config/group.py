@@ -18,6 +18,7 @@ PRUNING_TYPES = (*CRITERIA, *(f"{c}_progressive" for c in CRITERIA), "pattern_lo
 SCOPES = ("global", "local")
 OP_TYPES = ("Conv", "Linear")
 REDUCTIONS = ("mean", "sum", "max")
+MISFITS = ("error", "skip")
 DEFAULT_TARGET = 0.9
 # what a pattern_lock has no use for
 SCHEDULE_KEYS = ("start_step", "end_step", "pruning_frequency", "target_sparsity", *BUDGET_KEYS, "tokens")
@@ -37,11 +38,12 @@ class GroupConfig:
         pruning_type: a criterion (`magnitude`, `gradient`, `snip`, `snip_momentum`, `block_mask`, `taylor`, `lamp`,
             `random`), one with `_progressive` behind it, `pattern_lock`, or a function of one's own.
         pattern: `NxM`, `Nxchannel`, `channelxM`, `mha`, `N:M` where N of every M are kept, or a function of one's own.
-        op_names: regular expressions; a layer whose name one of them finds (`re.search`) is in the group.
-        excluded_op_names: regular expressions; a layer whose name one of them finds is not.
+        op_names: regular expressions, which find a layer as `re.search` does; `glob:` with a glob; or classes, of the
+            layer or of a module that it lies in. What one of them finds is in the group.
+        excluded_op_names: the same; what one of them finds is not.
         pruning_op_types: `Conv`, `Linear` or both.
-        start_step: optimizer steps before the first event. Required, but for `pattern_lock`.
-        end_step: optimizer step after which the masks stay. Required, but for `pattern_lock`.
+        start_step: optimizer steps before the first event, or a fraction of all. Required, but for `pattern_lock`.
+        end_step: optimizer step after which the masks stay, or a fraction. Required, but for `pattern_lock`.
         pruning_frequency: steps from one event to the next.
         pruning_scope: `global`: the group's layers compete; `local`: each layer meets the target alone.
         min_sparsity_ratio_per_op: least sparsity of each layer when the target is met.
@@ -54,6 +56,7 @@ class GroupConfig:
             nonzero weights) count as pruned.
         exclude_head: leave the model's last layer, its classification head, dense.
         seed: of `random`, which is 0 where it is None.
+        on_misfit: of layers that the pattern does not divide: `error`, or `skip`, which leaves them dense.
     """
 
     target_sparsity: float | None = DEFAULT_TARGET
@@ -66,8 +69,8 @@ class GroupConfig:
     op_names: tuple[str, ...] = (".*",)
     excluded_op_names: tuple[str, ...] = ()
     pruning_op_types: tuple[str, ...] = OP_TYPES
-    start_step: int | None = None
-    end_step: int | None = None
+    start_step: int | float | None = None
+    end_step: int | float | None = None
     pruning_frequency: int = 1
     pruning_scope: str = "global"
     min_sparsity_ratio_per_op: float = 0.0
@@ -79,6 +82,7 @@ class GroupConfig:
     lock_init_sparsity: bool = False
     exclude_head: bool = True
     seed: int | None = None
+    on_misfit: str = "error"
 
     @property
     def budget(self) -> Budget | None:
@@ -147,10 +151,22 @@ class GroupConfig:
 
     @property
     def window(self) -> tuple[int, int, int]:
-        """Start, end and frequency; for groups that have a schedule."""
-        assert self.start_step is not None
-        assert self.end_step is not None
-        return self.start_step, self.end_step, self.pruning_frequency
+        """Start, end and frequency; for groups that have a schedule.
+
+        Raises:
+            PruningError: of a fraction of steps that nobody has counted.
+        """
+        for name in ("start_step", "end_step"):
+            value = getattr(self, name)
+            assert value is not None
+            if isinstance(value, float):
+                raise PruningError(f"total_steps: missing; {name} {value:g} is a fraction of the optimizer's steps")
+        return self.start_step, self.end_step, self.pruning_frequency  # type: ignore[return-value]
+
+    @property
+    def has_fractions(self) -> bool:
+        """Whether the schedule's start or end is a fraction of steps that nobody has counted."""
+        return not self.is_lock and (isinstance(self.start_step, float) or isinstance(self.end_step, float))
 
     @property
     def last_event(self) -> int:
@@ -166,4 +182,19 @@ class GroupConfig:
         return {k: str(v) if k == "pattern" else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-KEYS = tuple(f.name for f in dataclasses.fields(GroupConfig))
+def in_steps(values: dict[str, Any], total: object) -> dict[str, Any]:
+    """Keys with `start_step` and `end_step` in steps, where they are fractions of so many.
+
+    Raises:
+        PruningError: `total` is no number of steps, or one that is reached before the last event.
+    """
+    if isinstance(total, bool) or not isinstance(total, int) or total < 1:
+        raise PruningError(f"total_steps: want how many steps the optimizer makes in all, got {total!r}")
+    fractions = {key: values.get(key) for key in ("start_step", "end_step")}
+    found = values | {k: round(v * total) for k, v in fractions.items() if isinstance(v, float) and 0 <= v <= 1}
+    if isinstance(end := found.get("end_step"), int) and end > total:
+        raise PruningError(f"end_step: want at most {total}, the steps that are made in all, got {end}")
+    return found
+
+
+KEYS = (*(f.name for f in dataclasses.fields(GroupConfig)), "total_steps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from trisparse.prune.deploy.compaction_report import CompactionReport
@@ -81,25 +82,37 @@ class CompressionReport:
         return rows
 
     def summary(self) -> str:
-        """How much smaller it all became, or why it did not."""
-        packed = sum(layer.format != "dense" for layer in self.layers)
+        """How much smaller and faster it all became, what is kept how, and why the rest is not."""
+        formats = Counter(layer.format for layer in self.layers if layer.format != "dense")
+        kinds = ", ".join(f"{count} as {name}" for name, count in formats.most_common())
         compared = "outputs equal" if self.verified else "outputs not compared, give example=…"
-        is_told = not packed or "outputs not compared" in self.note
-        return (
-            f"{packed} of {len(self.layers)} linear layers packed, "
-            f"{self.bytes_before / 2**20:.1f} MiB of tensors before, {self.bytes_after / 2**20:.1f} MiB after"
-            + (f"; nothing was packed: {self._why_dense()}" if not packed else "")
-            + ("" if is_told else f"; {compared}")
-            + (f"; {self.note}" if self.note else "")
-        )
+        is_told = not formats or "outputs not compared" in self.note
+        return "; ".join([
+            f"{self.bytes_before / 2**20:.1f} -> {self.bytes_after / 2**20:.1f} MiB of tensors",
+            f"{formats.total()} of {len(self.layers)} linear layers packed" + (f": {kinds}" if kinds else ""),
+            *self._speeds(),
+            *([f"dense: {reasons}"] if (reasons := self._why_dense()) else []),
+            *([] if is_told else [compared]),
+            *([self.note] if self.note else []),
+        ])  # fmt: skip
+
+    def _speeds(self) -> list[str]:
+        """How many times as fast as dense the packed layers are, in the median of those that were timed."""
+        measured: dict[int, list[float]] = {}
+        for layer in self.layers:
+            for tokens, gain in layer.measured.items() if layer.format != "dense" else ():
+                measured.setdefault(tokens, []).append(gain)
+        gains = [f"{median(found):.2f} with T={tokens}" for tokens, found in sorted(measured.items())]
+        return [f"their speed, dense = 1, T tokens, median: {', '.join(gains)}"] if gains else []
 
     def _why_dense(self) -> str:
-        """The reasons, those of most layers first."""
-        counts = Counter(layer.reason.removeprefix("dense: ") for layer in self.layers)
+        """The reasons of layers that are not packed, those of most layers first."""
+        dense = [layer for layer in self.layers if layer.format == "dense"]
+        counts = Counter(layer.reason.removeprefix("dense: ") for layer in dense)
         return ", ".join(f"{reason} ({count})" for reason, count in counts.most_common())
 
     def __str__(self) -> str:
-        return "\n".join([*aligned(self.table()), self.summary()])
+        return "\n".join([self.summary(), *aligned(self.table())])
 
 
 def _times(measured: float | None, expected: float | None) -> str:

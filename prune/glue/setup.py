@@ -183,7 +183,7 @@ def make_pruner(args: GlueArguments, bare: Any, model: nn.Module, plan: Plan) ->
     """Prune inside the base model only, and never the pooler: under distillation neither it nor the head may change."""
     assert plan.window is not None
     outside = [rf"^(?!{bare.base_model_prefix}\.)"] if bare.base_model is not bare else []
-    config = args.pruning_config(plan.window).excluding(*outside, r"(^|\.)pooler(\.|$)")
+    config = args.pruning_config(plan.window).in_steps(plan.total_steps).excluding(*outside, r"(^|\.)pooler(\.|$)")
     sparse_training = "off" if args.pruning.sparse_cooldown else args.pruning.sparse_training or "auto"
     return Pruner(model, config, sparse_training=sparse_training)
 

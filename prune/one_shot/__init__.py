@@ -3,7 +3,6 @@
 May import pruner and config.
 """
 
-from trisparse.prune.one_shot.one_shot import prune_one_shot
-from trisparse.prune.one_shot.retrain_free import prune_retrain_free
+from trisparse.prune.one_shot.once import prune_once
 
-__all__ = ["prune_one_shot", "prune_retrain_free"]
+__all__ = ["prune_once"]

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
-from trisparse.prune.pruner.once import prune_once
+from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
 
 
 def prune_by_magnitude(
-    model: nn.Module, layers: Sequence[Layer], sparsities: Mapping[str, float], keys: Mapping[str, Any]
+    model: nn.Module, layers: Sequence[Layer], sparsities: Mapping[str, float], group: GroupConfig
 ) -> SparsityReport:
-    """Zero the smallest weights of each layer, in place, as `prune_once` does; 0 leaves a layer as it is.
+    """Zero the smallest units of each layer, in place; 0 leaves a layer as it is.
 
     Args:
         model: that has the layers.
         layers: to be pruned.
         sparsities: by layer name.
-        keys: of `PruningConfig`, for all layers.
+        group: the pattern, and all else but names and target.
     """
-    names: dict[float, list[str]] = {}
+    names: dict[float, tuple[str, ...]] = {}
     for layer in layers:
-        names.setdefault(sparsities[layer.name], []).append(exact(layer.name))
-    groups = [{"op_names": found, "target_sparsity": sparsity} for sparsity, found in names.items() if sparsity]
-    replaced = {"op_names", "excluded_op_names", "target_sparsity", "exclude_head"}
-    common = {key: value for key, value in keys.items() if key not in replaced}
-    return prune_once(model, **common, pruning_scope="local", exclude_head=False, pruning_configs=groups)
+        names[sparsities[layer.name]] = (*names.get(sparsities[layer.name], ()), exact(layer.name))
+    own: dict[str, Any] = {"excluded_op_names": (), "exclude_head": False, "pruning_scope": "local"}
+    groups = [
+        dataclasses.replace(group, op_names=found, target_sparsity=sparsity, **own)
+        for sparsity, found in names.items()
+        if sparsity
+    ]
+    pruner = Pruner(model, PruningConfig.of_groups(groups))
+    pruner.start()
+    return pruner.report()

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.config.group import REDUCTIONS
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.layers import exact
 from trisparse.prune.pruner.mask_gradient import mask_gradient
-from trisparse.prune.pruner.once import SCHEDULE
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
 from trisparse.sparse_ops import Plan
 
 _KINDS = ("row", "column", "heads")
-_Loss = Callable[[nn.Module, Any], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def prune_retrain_free(
-    model: nn.Module, batches: Iterable[Any], loss: _Loss | None = None, **keys: Any
+    model: nn.Module, batches: Iterable[Any] | None, loss: Loss | None, config: PruningConfig
 ) -> SparsityReport:
     """Prune rows, columns or heads at once and in place, by what masks on them would do to the loss.
 
@@ -39,8 +39,7 @@ def prune_retrain_free(
         batches: what `loss` takes, on the model's device; batches of one example each give the paper's information.
         loss: gets the model and a batch, and gives a number; without it, batches are keywords of the model's forward,
             and it is what this gives as `loss`.
-        **keys: those of `PruningConfig`: a `pattern`, `1xchannel`, `channelx1`, several such side by side, or `mha`,
-            `target_sparsity`, `pruning_scope`, or `pruning_configs` with these.
+        config: groups with a pattern of `1xchannel`, `channelx1`, several such side by side, or `mha`.
 
     Returns:
         The report that `Pruner.report` gives.
@@ -49,21 +48,22 @@ def prune_retrain_free(
         PruningError: an argument that does not fit, or layers without a finite gradient; the weights are as they were.
             Gradients and `requires_grad` are in any case.
     """
-    groups = [group for group in keys.get("pruning_configs") or [] if isinstance(group, Mapping)]
-    for key in (*SCHEDULE, "lock_init_sparsity", "criterion_reduce_type"):
-        if any(key in mapping for mapping in (keys, *groups)):
-            raise PruningError(f"{key}: prune_retrain_free prunes once, by gradients of masks; leave it out")
-    config = PruningConfig(pruning_type="magnitude", start_step=0, end_step=0, **keys)
     for group in config.groups:
+        for key, is_plain in (
+            ("lock_init_sparsity", not group.lock_init_sparsity),
+            ("criterion_reduce_type", group.criterion_reduce_type == REDUCTIONS[0]),
+        ):
+            if not is_plain:
+                raise PruningError(f"{key}: retrain_free prunes once, by gradients of masks; leave it out")
         if group.pattern.kind not in _KINDS:
             raise PruningError(
-                f"pattern: {group.pattern} has too many units for prune_retrain_free; want 1xchannel, channelx1 or mha"
+                f"pattern: {group.pattern} has too many units for retrain_free; want 1xchannel, channelx1 or mha"
             )
     if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise PruningError(f"batches: want a list or a loader of batches, got one {type(batches).__name__}")
     pruner = Pruner(model, config)
     if any(group.is_sharded for group in pruner.groups):
-        raise PruningError("model: is spread over processes; prune_retrain_free takes one that is whole on each")
+        raise PruningError("model: is spread over processes; retrain_free takes one that is whole on each")
     found = _gradients(model, pruner.layers, batches, loss or _own_loss)
     with torch.no_grad():
         for pruned in pruner.groups:
@@ -81,7 +81,7 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     return found
 
 
-def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], loss: _Loss) -> dict[Layer, Tensor]:
+def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], loss: Loss) -> dict[Layer, Tensor]:
     """Of the units' masks, fp64 `[units, batches]` on the CPU, where sums come out the same each time."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     weights = list({id(layer.weight): layer.weight for layer in layers}.values())
@@ -120,7 +120,7 @@ def _gradients(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any]
 
 
 def _backward(
-    model: nn.Module, batch: Any, number: int, loss: _Loss, weights: Sequence[Tensor]
+    model: nn.Module, batch: Any, number: int, loss: Loss, weights: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Gradients that are kept nowhere, so that those of the caller stay."""
     try:

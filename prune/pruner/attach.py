@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ class Attachment:
         observe: its `observe`.
         step: its `step`.
         on_detach: told of this attachment once the hooks are gone.
+        unfinished: says what is still to come, or nothing.
 
     Raises:
         PruningError: an optimizer without step hooks, without one of the pruned weights, or without a learning rate
@@ -45,8 +47,10 @@ class Attachment:
         observe: Callable[..., None],
         step: Callable[..., None],
         on_detach: Callable[[Attachment], None],
+        unfinished: Callable[[], str],
     ) -> None:
-        self._groups, self._observe, self._step, self._on_detach = groups, observe, step, on_detach
+        self._groups, self._observe, self._step = groups, observe, step
+        self._on_detach, self._unfinished = on_detach, unfinished
         chain = optimizer_chain(optimizer)
         if not isinstance(chain[-1], torch.optim.Optimizer):
             raise PruningError(
@@ -155,8 +159,12 @@ class Attachment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
-        if kind is None and not self._steps_seen:
+        if kind is not None:
+            return
+        if not self._steps_seen:
             raise PruningError(
                 f"attach: {type(self._optimizer).__name__} made no step inside the with block; "
                 f"is another optimizer stepped, or its hooks bypassed? {_BY_HAND}"
             )
+        if left := self._unfinished():
+            warnings.warn(left, stacklevel=2)

@@ -33,7 +33,8 @@ class PruningCallback(TrainerCallback):
     With `load_best_model_at_end`, and for early stopping, only evaluations after the last pruning event count.
 
     Args:
-        config: what to prune, how far and when; or a function that makes it of the parameters of a trial of
+        config: what to prune, how far and when, as `Pruner` takes it, where fractions are those of the Trainer's steps;
+            or a function that makes it of the parameters of a trial of
             `hyperparameter_search`, a dict that is empty in any other training.
         sparse_training: as `Pruner` takes it, and
         example: keywords of a forward, under `target_speedup`.
@@ -51,15 +52,11 @@ class PruningCallback(TrainerCallback):
     """
 
     def __init__(
-        self, config: PruningConfig | Callable[[dict[str, Any]], PruningConfig], sparse_training: str = "auto",
-        example: Mapping[str, Any] | None = None,
+        self, config: PruningConfig | Mapping[str, Any] | str | Path | Callable[[dict[str, Any]], Any],
+        sparse_training: str = "auto", example: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        if not isinstance(config, PruningConfig) and not callable(config):
-            raise PruningError(
-                f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...), or a function "
-                "that makes one of a trial's parameters"
-            )
-        self.config, self.sparse_training, self.example = config, sparse_training, example
+        self.config = config if callable(config) else PruningConfig.of(config)
+        self.sparse_training, self.example = sparse_training, example
         self.pruner: Pruner | None = None
         self.report: SparsityReport | None = None
         self.history: list[tuple[int, float]] = []
@@ -77,8 +74,8 @@ class PruningCallback(TrainerCallback):
         if self._attachment is not None:  # of a training that broke off
             self._attachment.detach()
             self._attachment = None
-        config = self._config(state)
-        last = max(group.end_step or 0 for group in config.groups)
+        config = self._config(state).in_steps(state.max_steps)
+        last = max((group.window[1] for group in config.groups if not group.is_lock), default=0)
         if state.max_steps is not None and last > state.max_steps:
             raise PruningError(
                 f"end_step: want at most {state.max_steps}, the steps that the Trainer makes, got {last}"
@@ -100,10 +97,7 @@ class PruningCallback(TrainerCallback):
     def _config(self, state: TrainerState) -> PruningConfig:
         if isinstance(self.config, PruningConfig):
             return self.config
-        config = self.config(dict(getattr(state, "trial_params", None) or {}))
-        if not isinstance(config, PruningConfig):
-            raise PruningError(f"config: its function is to return a PruningConfig, got {type(config).__name__}")
-        return config
+        return PruningConfig.of(self.config(dict(getattr(state, "trial_params", None) or {})))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from trisparse.prune.config.group import GroupConfig
+from trisparse.prune.config.layer_names import finds
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.attentions import KNOWN, attentions_of
@@ -53,7 +53,7 @@ def find_heads(
         if all(id(weight.tensor) in owners for weight in own):  # an attention under another name
             continue
         known.append(name)
-        wanted = [weight.name for weight in own if any(re.search(p, weight.name) for p in config.op_names)]
+        wanted = [weight.name for weight in own if any(finds(e, weight.name, weight.classes) for e in config.op_names)]
         is_out = "Linear" not in config.pruning_op_types or any(_is_out(config, weight, left) for weight in own)
         if not wanted or is_out:
             continue
@@ -89,7 +89,7 @@ def _once(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_out(config: GroupConfig, weight: Weight, left: Mapping[str, str]) -> bool:
-    return weight.name in left or any(re.search(p, weight.name) for p in config.excluded_op_names)
+    return weight.name in left or any(finds(e, weight.name, weight.classes) for e in config.excluded_op_names)
 
 
 def _check(weight: Weight, attention: str, owners: dict[int, tuple[str, str]]) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from torch import nn
 
 from trisparse.prune.config.group import GroupConfig
+from trisparse.prune.config.layer_names import finds
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.find_heads import Chosen, find_heads
 from trisparse.prune.pruner.foreign import foreign_weight
 from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import bare_modules, exact, find_head
-from trisparse.prune.pruner.left_out import is_named, notes_of, reasons_to_leave
+from trisparse.prune.pruner.layers import bare_modules, classes_by_name, exact, find_head
+from trisparse.prune.pruner.left_out import is_named, listed, notes_of, reasons_to_leave
 from trisparse.prune.pruner.shards import check_wrappers
 from trisparse.prune.pruner.weights import Weight, named_weights
 from trisparse.sparse_ops.checks import DTYPES
@@ -51,6 +51,7 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
     owner: dict[tuple[int, int | None], int] = {}
     found: list[list[Layer]] = []
     left: dict[str, str] = {}
+    skipped: list[str] = []
     for index, config in enumerate(groups):
         _check_numbers(model, config, head)
         stays = {
@@ -87,35 +88,42 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
                 )
             if is_new:
                 layers.append(layer)
+        misfits = _misfits(layers)
+        if config.on_misfit == "skip":
+            layers, misfits, note = _without(layers, misfits, config)
+            skipped += note
         if not layers:
-            raise PruningError(_no_layers(config, index, weights, head, left))
-        if misfits := _misfits(layers):
-            listed = ", ".join(f"{name} ({reason})" for name, reason in misfits)
+            raise PruningError("; ".join([_no_layers(config, index, weights, head, left), *skipped]))
+        if misfits:
             raise PruningError(
-                f"pattern: {config.pattern} does not divide {listed}; "
-                f"add to excluded_op_names: {[exact(name) for name, _ in misfits]}"
+                f"pattern: {config.pattern} does not divide {', '.join(f'{n} ({why})' for n, why in misfits)}; "
+                f"add to excluded_op_names: {[exact(n) for n, _ in misfits]}, or leave them dense by on_misfit: skip"
             )
         found.append(layers)
     pruned = {layer.name for layers in found for layer in layers}
-    return Found(found, notes_of((name, reason) for name, reason in left.items() if name not in pruned))
+    notes = notes_of((name, reason) for name, reason in left.items() if name not in pruned)
+    return Found(found, [*notes, *skipped])
 
 
-def _is_excluded(config: GroupConfig, name: str, module: nn.Module, head: nn.Module | None) -> bool:
-    return (config.exclude_head and module is head) or any(re.search(p, name) for p in config.excluded_op_names)
+def _is_excluded(config: GroupConfig, name: str, classes: Set[str], is_head: bool) -> bool:
+    return (config.exclude_head and is_head) or any(finds(e, name, classes) for e in config.excluded_op_names)
 
 
-def _is_wanted(config: GroupConfig, name: str, module: nn.Module, head: nn.Module | None) -> bool:
-    return any(re.search(p, name) for p in config.op_names) and not _is_excluded(config, name, module, head)
+def _is_wanted(config: GroupConfig, name: str, classes: Set[str], is_head: bool) -> bool:
+    is_found = any(finds(expression, name, classes) for expression in config.op_names)
+    return is_found and not _is_excluded(config, name, classes, is_head)
 
 
 def _matches(config: GroupConfig, weight: Weight, head: nn.Module | None) -> bool:
-    return weight.op_type in config.pruning_op_types and _is_wanted(config, weight.name, weight.module, head)
+    is_head = weight.module is head
+    return weight.op_type in config.pruning_op_types and _is_wanted(config, weight.name, weight.classes, is_head)
 
 
 def _check_numbers(model: nn.Module, config: GroupConfig, head: nn.Module | None) -> None:
     """PruningError for a wanted layer that is packed, or quantized by another library."""
+    classes = classes_by_name(model)
     for name, module in bare_modules(model):
-        if (reason := foreign_weight(module)) and _is_wanted(config, name, module, head):
+        if (reason := foreign_weight(module)) and _is_wanted(config, name, classes[name], module is head):
             raise PruningError(f"{name or 'model'}: {reason}, or add {exact(name)!r} to excluded_op_names")
 
 
@@ -153,7 +161,7 @@ def _undivided_conv(layer: Layer) -> str | None:
 def _check_sharers(config: GroupConfig, weight: Weight, sharers: Sequence[Weight], head: nn.Module | None) -> None:
     """PruningError if one of the layers with the same weight is excluded."""
     for other in sharers:
-        if other is not weight and _is_excluded(config, other.name, other.module, head):
+        if other is not weight and _is_excluded(config, other.name, other.classes, other.module is head):
             raise PruningError(
                 f"excluded_op_names: {other.name} is left out, but {weight.name} has the same weight; "
                 f"add {exact(weight.name)!r} too"
@@ -170,6 +178,17 @@ def _misfits(layers: Sequence[Layer]) -> list[tuple[str, str]]:
         if reason:
             found.append((layer.name, reason))
     return found
+
+
+def _without(
+    layers: Sequence[Layer], misfits: Sequence[tuple[str, str]], config: GroupConfig
+) -> tuple[list[Layer], list, list[str]]:
+    """The layers that a pattern divides, no misfits, and a note on those that are left, with the heads they are of."""
+    names = {name for name, _ in misfits}
+    heads = {layer.attention for layer in layers if layer.name in names and layer.attention is not None}
+    kept = [layer for layer in layers if layer.name not in names and layer.attention not in heads]
+    note = f"left dense, since {config.pattern} does not divide them: {listed([f'{n} ({r})' for n, r in misfits])}"
+    return kept, [], [note] if misfits else []
 
 
 def _no_layers(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from trisparse.prune.config.layer_names import names_of_class
 from trisparse.prune.errors import PruningError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -63,6 +64,15 @@ def bare_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mod
     yield name, model
     for child_name, child in model.named_children():
         yield from bare_modules(child, f"{name}.{child_name}" if name else child_name)
+
+
+def classes_by_name(model: nn.Module) -> dict[str, frozenset[str]]:
+    """Name of each module -> names of its own classes and of those of the modules that it lies in."""
+    found: dict[str, frozenset[str]] = {}
+    for name, module in bare_modules(model):  # what is outside comes first
+        around = found.get(name.rpartition(".")[0], frozenset()) if name else frozenset()
+        found[name] = around | names_of_class(type(module))
+    return found
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Module] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from trisparse.prune.config.group import GroupConfig
+from trisparse.prune.config.layer_names import finds
 from trisparse.prune.pruner.layers import bare_modules, is_of_peft
 from trisparse.prune.pruner.shards import is_sharded
 from trisparse.prune.pruner.weights import Weight, matrices
@@ -21,8 +21,8 @@ _SHOWN = 3
 def is_named(config: GroupConfig, name: str, beside: Sequence[str] = ()) -> bool:
     """Whether an expression of `op_names` finds this one, that does not find just anything, nor what is `beside` it."""
     return any(
-        re.search(pattern, name) and not any(re.search(pattern, other) for other in (_NOBODY, *beside))
-        for pattern in config.op_names
+        finds(expression, name) and not any(finds(expression, other) for other in (_NOBODY, *beside))
+        for expression in config.op_names
     )
 
 

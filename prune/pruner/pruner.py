@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.own_parts import is_function_name
 from trisparse.prune.errors import PruningError
 from trisparse.prune.pruner.attach import Attachment
@@ -24,10 +26,12 @@ from trisparse.prune.pruner.model_copy import mask_copy
 from trisparse.prune.pruner.report import SparsityReport, make_report
 from trisparse.prune.pruner.shards import Exchange, data_parallel_group, reshard, spread_like
 from trisparse.prune.pruner.sparse_training import SparseTraining
+from trisparse.prune.pruner.standing import standing
 from trisparse.prune.pruner.zeros import ZeroWatch, check_zeros
 
 _STATE_VERSION = 1
 _LATER = ("sparse_layers", "budgets")  # what older states lack
+_DEFAULTS = GroupConfig().to_dict()
 
 
 class Pruner:
@@ -40,7 +44,7 @@ class Pruner:
     Args:
         model: on its device and prepared; wrappers of `torch.compile` and data parallelism are looked through, weights
             that `fully_shard` has spread over processes are pruned where they are.
-        config: what to prune, how far and when.
+        config: what to prune, how far and when: a `PruningConfig`, its keys in a dict, or a file or recipe of them.
         replicas: the `torch.distributed` group of processes that hold copies of the model, whose masks are compared
             after every event. Found without it under DistributedDataParallel and `fully_shard`.
         sparse_training: `auto` lets linear layers multiply with what the masks keep alone, forward and backward, while
@@ -72,13 +76,14 @@ class Pruner:
     """
 
     def __init__(
-        self, model: nn.Module, config: PruningConfig, replicas: Any = None, sparse_training: str = "auto",
-        example: Mapping[str, Any] | None = None, measure: bool = True,
+        self, model: nn.Module, config: PruningConfig | Mapping[str, Any] | str | Path, replicas: Any = None,
+        sparse_training: str = "auto", example: Mapping[str, Any] | None = None, measure: bool = True,
     ) -> None:  # fmt: skip
-        if not isinstance(config, PruningConfig):
-            raise PruningError(f"config: want a PruningConfig, got {type(config).__name__}; write PruningConfig(...)")
         self.model = model
-        self.config = config
+        self.config = config = PruningConfig.of(config)
+        for group in config.groups:
+            if not group.is_lock:
+                _ = group.window  # raises where steps are fractions still
         reshard(model)  # after an evaluation, layers would be found whole
         layers, self._notes = find_layers(model, config.groups)
         self.groups = [PrunedGroup(group, own) for group, own in zip(config.groups, layers, strict=True)]
@@ -106,6 +111,11 @@ class Pruner:
     @property
     def layers(self) -> list[Layer]:
         return [layer for group in self.groups for layer in group.layers]
+
+    def __repr__(self) -> str:
+        parts = [standing(group, self.step_count) for group in self.groups]
+        by = f", attached to {self._attached.name}" if self._attached else ""
+        return f"Pruner(step {self.step_count}{by}; {'; '.join(parts)})"
 
     def start(self) -> None:
         """Fire the event at step 0, if there is one. Once; `attach` does it for you."""
@@ -246,7 +256,8 @@ class Pruner:
                 `.base`. Copies of the weights in the states of all of these, which they write back, are masked too.
 
         Returns:
-            A context manager that detaches on leaving; it also has `.detach()`.
+            A context manager that detaches on leaving, and warns where events are still to come; it also has
+            `.detach()`, which does not.
 
         Raises:
             PruningError: an optimizer without step hooks, without one of the pruned weights, or without a learning rate
@@ -254,7 +265,7 @@ class Pruner:
         """
         if self._attached is not None:
             raise PruningError("attach: this Pruner is attached already; detach() first")
-        self._attached = Attachment(optimizer, self.groups, self.observe, self.step, self._detached)
+        self._attached = Attachment(optimizer, self.groups, self.observe, self.step, self._detached, self._unfinished)
         self.start()
         self._sparse.enter(self.step_count)
         return self._attached
@@ -265,6 +276,11 @@ class Pruner:
             self._sparse.leave()
             self._observed = False  # a step that broke off between the hooks is forgotten
             self._holds = False
+
+    def _unfinished(self) -> str:
+        if self.masks_are_final:
+            return ""
+        return f"attach: the with block was left before the last event: {self!r}"
 
     def masks(self) -> dict[str, Tensor]:
         """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""
@@ -359,7 +375,7 @@ class Pruner:
             )
         for index, (saved, own) in enumerate(zip(state["config"], mine["config"], strict=True)):
             for key in own:
-                if saved.get(key) != own[key]:
+                if saved.get(key, _DEFAULTS.get(key)) != own[key]:
                     is_part = is_function_name(saved.get(key))
                     fix = f"give the function {saved[key]} as {key}" if is_part else "resume with the same settings"
                     raise PruningError(

@@ -18,24 +18,10 @@ from trisparse.prune.pruner.census import count_parameters, unprunable_notes
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.layers import find_head
 from trisparse.prune.pruner.plots import plot_sparsity
+from trisparse.prune.pruner.report_table import LayerRow, table
 from trisparse.prune.pruner.shards import local
 
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One pruned layer. `extra_zeros` are zero though kept; `verified`: its zeros are whole units."""
-
-    name: str
-    pattern: str
-    shape: tuple[int, ...]
-    weights: int
-    zeros: int
-    extra_zeros: int
-    verified: bool
-
-    @property
-    def sparsity(self) -> float:
-        return self.zeros / self.weights
+_PUBLISHED = "Element-wise/matmul, Gemm, conv ratio"  # as it is called in the predecessor's tables
 
 
 @dataclass(frozen=True)
@@ -48,8 +34,8 @@ class SparsityReport:
         matmul_gemm_conv: zeros / weights of all that multiplies: Linear, Conv, attention, recurrent layers, experts.
         all_parameters: zeros / numbers in all parameters.
         pattern_verified: every zero that a mask asks for lies in a whole unit; for N:M every group has
-            at most N nonzero weights.
-        complete: the schedule has ended.
+            at most N nonzero weights. None where no mask was asked for.
+        complete: the schedule has ended; None where there is none.
         head: the layer that was left dense as the classification head, if any.
         notes: what a reader should know besides.
     """
@@ -58,28 +44,21 @@ class SparsityReport:
     pruned_layers: float
     matmul_gemm_conv: float
     all_parameters: float
-    pattern_verified: bool
-    complete: bool
+    pattern_verified: bool | None
+    complete: bool | None
     head: str | None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        width = max(len(row.name) for row in self.layers)
-        lines = [f"{'layer':<{width}}  {'pattern':>10}  {'shape':>14}  {'zeros':>10}  {'extra':>6}  sparsity"]
-        lines += [
-            f"{row.name:<{width}}  {row.pattern:>10}  {'x'.join(map(str, row.shape)):>14}  {row.zeros:>10}  "
-            f"{row.extra_zeros:>6}  {row.sparsity:8.4f}"
-            for row in self.layers
+        totals = [
+            ("zeros of the pruned layers", self.pruned_layers),
+            (f"zeros of all Linear and Conv weights ({_PUBLISHED})", self.matmul_gemm_conv),
+            ("zeros of all parameters", self.all_parameters),
         ]
-        lines += [
-            f"pruned layers {self.pruned_layers:.4f}",
-            f"Element-wise/matmul, Gemm, conv ratio {self.matmul_gemm_conv:.4f}",
-            f"all parameters {self.all_parameters:.4f}",
-            f"pattern verified: {'yes' if self.pattern_verified else 'no'}; "
-            f"schedule complete: {'yes' if self.complete else 'no'}; head left dense: {self.head or 'none'}",
-            *self.notes,
-        ]
-        return "\n".join(lines)
+        verdicts = ("pattern verified", self.pattern_verified), ("schedule complete", self.complete)
+        said = [f"{what}: {'yes' if verdict else 'no'}" for what, verdict in verdicts if verdict is not None]
+        head = ["; ".join([*said, f"head left dense: {self.head or 'none'}"])] if said else []
+        return "\n".join([*table(self.layers, totals), *head, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

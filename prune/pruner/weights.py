@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from trisparse.prune.pruner.layers import bare_modules, is_hf_conv1d, op_type
+from trisparse.prune.pruner.layers import bare_modules, classes_by_name, is_hf_conv1d, op_type
 
 
 class Weight(NamedTuple):
@@ -22,6 +22,7 @@ class Weight(NamedTuple):
         op_type: `Linear` or `Conv`, what `pruning_op_types` asks for.
         layout: as `Pattern.unit_view` takes it.
         part: which expert of a parameter `[experts, …]`, or None for a whole parameter.
+        classes: of the module, and of those that it lies in.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Weight(NamedTuple):
     op_type: str
     layout: str
     part: int | None = None
+    classes: frozenset[str] = frozenset()
 
     @property
     def tensor(self) -> nn.Parameter | None:
@@ -39,8 +41,10 @@ class Weight(NamedTuple):
 
 def named_weights(model: nn.Module) -> Iterator[Weight]:
     """All weights that can be pruned, in the model's order; one that modules share comes for each of them."""
+    classes = classes_by_name(model)
     for name, module in bare_modules(model):
-        yield from _weights_of(name, module)
+        for weight in _weights_of(name, module):
+            yield weight._replace(classes=classes[name])
 
 
 def _weights_of(name: str, module: nn.Module) -> Iterator[Weight]:

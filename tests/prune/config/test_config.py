@@ -77,7 +77,7 @@ def test_round_trip_and_equality():
         ({"pruning_scope": "globl"}, "pruning_scope: 'globl' is not one of global, local; did you mean 'global'"),
         ({"sparsity_decay_type": "cosine"}, "sparsity_decay_type: 'cosine' is not one of"),
         ({"criterion_reduce_type": "median"}, "criterion_reduce_type: 'median' is not one of mean, sum, max"),
-        ({"pruning_op_types": "Linear"}, r"pruning_op_types: want a list of strings, got 'Linear'; write \['Linear'\]"),
+        ({"pruning_op_types": "Linear"}, r"pruning_op_types: want a list of Conv and Linear, got 'Linear'; classes go into op_names"),
         ({"pruning_op_types": ["Lin"]}, "pruning_op_types: 'Lin' is not one of Conv, Linear"),
         ({"pruning_op_types": []}, "pruning_op_types: got an empty list"),
         ({"op_names": ["("]}, r"op_names: '\(' is no regular expression"),

@@ -77,7 +77,6 @@ def falls(target, progress):
         ({"pruning_type": lambda: 1}, r"pruning_type: \S+<lambda>\(\) does not take \(weight\), \(weight, grad\) or"),
         ({"pruning_type": lambda *all: 1}, r"<lambda>\(\*all\) does not take \(weight\)"),
         ({"pruning_type": lambda weight, *, power: 1}, r"does not take \(weight\), .*; give what comes besides a def"),
-        ({"pruning_type": None}, "pruning_type: None is not one of magnitude"),
         ({"pruning_type": abs}, "pruning_type: want a name or a function made by def or lambda, got <built-in"),
         ({"pruning_type": functools.partial(falls, 1)}, "made by def or lambda, got functools.partial"),
         ({"sparsity_decay_type": lambda t: t}, r"sparsity_decay_type: .* does not take \(target, progress\)"),

@@ -122,7 +122,7 @@ def test_a_pattern_that_does_not_divide_lists_every_layer_and_the_fix():
         prune_once(model, pattern="2:4")
     for several, what in (("4xchannel", r"10 output rows are no multiple of 4"), ("channelx5", "6 input columns are")):
         with pytest.raises(PruningError, match=f"does not divide 0 \\({what}"):
-            prune_once(model, pattern=several)
+            prune_once(model, pattern=several, target_sparsity=0.5)
     grouped = nn.Sequential(nn.Conv2d(8, 8, 1, groups=2))
     with pytest.raises(PruningError, match="2 groups share no input channel"):
         prune_once(grouped, pattern="channelx1", exclude_head=False, target_sparsity=0.5)

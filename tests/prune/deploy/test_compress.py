@@ -49,7 +49,8 @@ def test_memory_takes_the_smallest_format_and_lets_go_of_the_dense_weight():
     assert all(gain > 0 for gain in packed.measured.values())
     assert report.channels.parameters[1] < report.channels.parameters[0]
     text = str(report)
-    assert "2 of 5 linear layers packed" in text
+    assert "2 of 5 linear layers packed: 1 as " in text.splitlines()[0]
+    assert "; their speed, dense = 1, T tokens, median: " in text.splitlines()[0]
     assert "x dense, T=16" in text
     assert report.to_dict()["layers"][3]["format"] == "4x1"
 
@@ -80,14 +81,15 @@ def test_speed_on_a_cpu_stays_dense_where_there_are_no_kernels(monkeypatch):
 def test_the_summary_says_why_nothing_was_packed(monkeypatch):
     monkeypatch.setattr(choose_format, "runs_packed", lambda dtype: True)
     _, report = compress(mixed(), measure=False)
-    assert report.summary().startswith("0 of 5 linear layers packed, ")
+    assert "; 0 of 5 linear layers packed; " in report.summary()
     why = "no format is smaller (3), no format promises enough (2)"
-    assert report.summary().endswith(f" after; nothing was packed: {why}")
-    assert str(report).splitlines()[-1] == report.summary()
+    assert report.summary().endswith(f"; dense: {why}")
+    assert str(report).splitlines()[0] == report.summary()
     _, report = compress(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), prefer="memory")
-    assert report.summary().endswith("; nothing was packed: no format is smaller (2)")
+    assert report.summary().endswith("; dense: no format is smaller (2)")
     _, report = compress(mixed(), prefer="memory")
-    assert "nothing was packed" not in report.summary()
+    assert "; 2 of 5 linear layers packed: 1 as 2:4, 1 as 4x1; " in report.summary()
+    assert "; dense: no format is smaller (3); " in report.summary()
 
 
 def test_decompress_gives_back_the_full_sizes():

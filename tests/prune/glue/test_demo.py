@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trisparse.prune.glue.demo import bag_of_words, main, table
+from trisparse.prune.glue.demo import bag_of_words, gains, main, table
 from trisparse.prune.glue.demo_data import TASKS, vocabulary, write_task
 
 pytest.importorskip("sklearn")
@@ -30,8 +30,8 @@ def test_the_table():
     rows = [
         {"task": "mrpc", "pattern": "dense", "eval": {"accuracy": 0.96}, "sparsity": sparsity, "seconds": 1.0},
         {"task": "mrpc", "pattern": "2:4", "target_sparsity": 0.5, "eval": {"accuracy": 0.948}, "sparsity": sparsity,
-         "pattern_verified": True, "seconds": 2.0, "compressed": {"times_faster": 1.234}},
-        {"task": "random", "pattern": "4x1", "target_sparsity": 0.9, "compressed": {"times_faster": 4.0}, "seconds": 3.0},
+         "pattern_verified": True, "seconds": 2.0, "compressed": {"times_faster": 1.234, "bytes": 0.6}},
+        {"task": "random", "pattern": "4x1", "target_sparsity": 0.9, "compressed": {"times_faster": 4.0, "bytes": 0.2}, "seconds": 3.0},
     ]  # fmt: skip
     head, dense, sparse, large = table(rows).splitlines()
     assert len(head) == len(dense) == len(sparse) == len(large)
@@ -49,6 +49,19 @@ def test_the_table():
         "yes",
         "1.23x",
         "2.0",
+    ]
+
+
+def test_the_last_lines_say_what_was_gained():
+    rows = [
+        {"task": "mrpc", "pattern": "dense", "eval": {"accuracy": 0.96}},
+        {"task": "mrpc", "pattern": "2:4", "target_sparsity": 0.5, "eval": {"accuracy": 0.948},
+         "compressed": {"times_faster": 1.234, "bytes": 0.6}},
+        {"task": "random", "pattern": "4x1", "target_sparsity": 0.9, "compressed": {"times_faster": 4.0, "bytes": 0.2}},
+    ]  # fmt: skip
+    assert gains(rows).splitlines()[1:3] == [
+        "  mrpc, 2:4 at 0.5: accuracy 0.960 -> 0.948, 60% of the bytes, 1.23 times as fast",
+        "  random, 4x1 at 0.9: 20% of the bytes, 4.00 times as fast",
     ]
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError
-from trisparse.prune.one_shot import prune_one_shot
+from trisparse import PruningError, prune_once
 from trisparse.prune.one_shot.dsnot import swapped
 from trisparse.prune.one_shot.sparsegpt import keep_of_matrix
 from trisparse.prune.one_shot.wanda import keep_of_rows
@@ -67,7 +66,7 @@ def layer_and_inputs():
 def test_it_refines_a_mask_by_the_inputs_of_all_batches(keys, mask):
     model, x = layer_and_inputs()
     weight = model[0].weight.detach().clone()
-    report = prune_one_shot(model, [x[:7], x[7:40], x[40:]], "dsnot", dsnot_mask=mask, **keys)
+    report = prune_once(model, "dsnot", [x[:7], x[7:40], x[40:]], dsnot_mask=mask, **keys)
     cost = weight.abs() * x.norm(dim=0)
     is_nm, score = keys["pattern"] == "2:4", cost if mask == "wanda" else weight.abs()
     keep = nm_mask(score, 2, 4) if is_nm else {"wanda": keep_of_rows, "magnitude": keep_of_matrix}[mask](score, 0.6)
@@ -84,6 +83,6 @@ def test_it_refines_a_mask_by_the_inputs_of_all_batches(keys, mask):
 def test_it_starts_from_one_of_two_masks():
     model, x = layer_and_inputs()
     with pytest.raises(PruningError, match="dsnot_mask: want wanda or magnitude, got 'sparsegpt'"):
-        prune_one_shot(model, [x], "dsnot", pattern="2:4", dsnot_mask="sparsegpt")
+        prune_once(model, "dsnot", [x], pattern="2:4", dsnot_mask="sparsegpt")
     with pytest.raises(PruningError, match="dsnot_mask: has no effect without method 'dsnot'"):
-        prune_one_shot(model, [x], "wanda", pattern="2:4", dsnot_mask="magnitude")
+        prune_once(model, "wanda", [x], pattern="2:4", dsnot_mask="magnitude")

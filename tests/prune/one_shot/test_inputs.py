@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError
-from trisparse.prune.one_shot import prune_one_shot
+from trisparse import PruningError, prune_once
 from trisparse.sparse_ops import nm_mask
 
 
@@ -42,7 +41,7 @@ def test_wanda_goes_by_the_inputs_of_each_expert(moe, kind):
     batch = {"input_ids": torch.arange(20)[None]}
     inputs = []
     handle = experts.register_forward_pre_hook(lambda module, args: inputs.append(args))
-    prune_one_shot(model, [batch], "wanda", pattern="2:4", op_names=["experts"])
+    prune_once(model, "wanda", [batch], pattern="2:4", op_names=["experts"])
     handle.remove()
     assert model.get_experts_implementation() == before
     hidden, index = inputs[-1][:2]
@@ -63,7 +62,7 @@ def test_experts_that_no_token_came_to_are_pruned_by_size_and_named(moe, method)
     with pytest.warns(
         UserWarning, match="pruned by size alone, since no token of the batches came to them: .*gate_up_proj"
     ):
-        report = prune_one_shot(model, [{"input_ids": torch.tensor([[3]])}], method, pattern="2:4")
+        report = prune_once(model, method, [{"input_ids": torch.tensor([[3]])}], pattern="2:4")
     assert report.notes[0].startswith("pruned by size alone")
     by_size = [(experts.gate_up_proj[i] != 0).equal(nm_mask(dense[i].abs(), 2, 4)) for i in range(4)]
     assert sum(by_size) == 3
@@ -73,7 +72,7 @@ def test_experts_that_no_token_came_to_are_pruned_by_size_and_named(moe, method)
 def test_a_dense_model_warns_of_nothing(moe):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        prune_one_shot(moe(), [{"input_ids": torch.arange(20)[None]}], "wanda", pattern="2:4")
+        prune_once(moe(), "wanda", [{"input_ids": torch.arange(20)[None]}], pattern="2:4")
 
 
 class Attends(nn.Module):
@@ -92,13 +91,13 @@ def test_the_inner_projection_of_attention_is_seen_and_a_recurrent_layer_is_left
     torch.manual_seed(0)
     model, x = Attends(), torch.randn(2, 5, 8)
     dense = model.attention.in_proj_weight.detach().clone()
-    report = prune_one_shot(model, [(x,)], "wanda", pattern="2:4")
+    report = prune_once(model, "wanda", [(x,)], pattern="2:4")
     assert [row.name for row in report.layers] == ["attention.in_proj_weight", "attention.out_proj"]
     keep = nm_mask(dense.abs() * x.flatten(0, 1).square().sum(0).sqrt(), 2, 4)
     assert (model.attention.in_proj_weight != 0).equal(keep)
     assert "lstm.weight_ih_l0, lstm.weight_hh_l0, which multiplies where calibration can't look" in report.notes[0]
     with pytest.raises(PruningError, match="batches: they show no input to lstm.weight_ih_l0"):
-        prune_one_shot(Attends(), [(x,)], "wanda", pattern="2:4", op_names=["lstm"])
+        prune_once(Attends(), "wanda", [(x,)], pattern="2:4", op_names=["lstm"])
 
 
 class Reads(nn.Module):
@@ -122,6 +121,6 @@ def test_a_weight_that_other_code_multiplies_by_is_seen_as_if_its_layer_were_cal
         model = Reads(by_hand)
         mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
         batch = {"x": torch.randn(2, 4, 8) * (1 + 9 * (1 - mask[..., None])), "attention_mask": mask}
-        prune_one_shot(model, [batch], method, pattern="2:4")
+        prune_once(model, method, [batch], pattern="2:4")
         weights.append(model.inner.weight.detach())
     assert weights[0].equal(weights[1])

@@ -9,7 +9,6 @@ from torch import nn
 
 from trisparse import PruningError, prune_once
 from trisparse.prune.config.config import PruningConfig
-from trisparse.prune.one_shot import prune_one_shot
 from trisparse.prune.one_shot.calibrate import Block
 from trisparse.prune.one_shot.layer_sparsity import Owl
 
@@ -40,15 +39,15 @@ def sparsity(report):
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "dsnot", "magnitude"])
 def test_each_layer_gets_its_own(method):
     batches = None if method == "magnitude" else [X]
-    report = prune_one_shot(Stack(), batches, method, pattern="1x1", layer_sparsity=[0.25, 0.1, 0.5, 0.75])
+    report = prune_once(Stack(), method, batches, pattern="1x1", layer_sparsity=[0.25, 0.1, 0.5, 0.75])
     assert sparsity(report) == [0.25, 0.1, 0.5, 0.75]
     found = {"blocks.0": 0.25, r"\.2$": 0.25, "blocks.1.2": 0.75}  # blocks.1.2 has a name of its own
-    assert sparsity(prune_one_shot(Stack(), batches, method, **PLAIN, layer_sparsity=found)) == [0.25, 0.25, 0.5, 0.75]
+    assert sparsity(prune_once(Stack(), method, batches, **PLAIN, layer_sparsity=found)) == [0.25, 0.25, 0.5, 0.75]
 
 
 def test_magnitude_takes_blocks_and_leaves_dense_layers_alone():
     model = Stack()
-    report = prune_one_shot(model, None, "magnitude", pattern="4x1", layer_sparsity={"blocks.0": 0.5, "blocks.1": 0})
+    report = prune_once(model, "magnitude", pattern="4x1", layer_sparsity={"blocks.0": 0.5, "blocks.1": 0})
     assert [row.name for row in report.layers] == ["blocks.0.0", "blocks.0.2"]
     assert sparsity(report) == [0.5, 0.5]
     assert report.pattern_verified
@@ -118,7 +117,7 @@ def test_owl_looks_at_the_dense_model_and_meets_the_target(method):
     first, second = (float((heap > 5 * heap.mean()).float().mean()) for heap in heaps)
     assert first != second
     want = [0.4, 0.4, 0.6, 0.6] if first > second else [0.6, 0.6, 0.4, 0.4]
-    report = prune_one_shot(model, X.split(25), method, **PLAIN, layer_sparsity="owl", owl_lambda=0.1)
+    report = prune_once(model, method, X.split(25), **PLAIN, layer_sparsity="owl", owl_lambda=0.1)
     assert sparsity(report) == pytest.approx(want, abs=1e-9)
     assert report.pruned_layers == 0.5
 
@@ -139,8 +138,12 @@ def test_owl_looks_at_the_dense_model_and_meets_the_target(method):
         ({0: 0.5}, {}, "layer_sparsity: want names or expressions as keys, got 0"),
         ("Owl", {}, "layer_sparsity: want a list, a mapping or 'owl', got 'Owl'"),
         ([0.5] * 4, {"pattern": "2:4"}, "layer_sparsity: 2:4 says how much of each layer goes"),
-        ("owl", {"owl_m": 0}, "owl_m: want a number above 0, got 0"),
-        ("owl", {"owl_lambda": 0.5}, "owl_lambda: want a number above 0 and below 0.5, got 0.5"),
+        ("owl", {"target_sparsity": 0.5, "owl_m": 0}, "owl_m: want a number above 0, got 0"),
+        (
+            "owl",
+            {"target_sparsity": 0.5, "owl_lambda": 0.5},
+            "owl_lambda: want a number above 0 and below 0.5, got 0.5",
+        ),
         (None, {"owl_m": 7}, "owl_m: has no effect without layer_sparsity 'owl'"),
     ],
 )
@@ -148,5 +151,5 @@ def test_misuse(value, keys, message):
     model = Stack()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(PruningError, match=message):
-        prune_one_shot(model, [X], layer_sparsity=value, **{"pattern": "1x1"} | keys)
+        prune_once(model, "wanda", [X], layer_sparsity=value, **{"pattern": "1x1"} | keys)
     assert all(map(torch.equal, before.values(), model.state_dict().values()))

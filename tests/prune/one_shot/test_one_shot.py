@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 
 from trisparse import PruningError, prune_once
 from trisparse.prune.one_shot.calibrate import blocks_of
-from trisparse.prune.one_shot.one_shot import prune_one_shot
 from trisparse.prune.one_shot.wanda import Wanda, keep_of_rows
 
 
@@ -30,7 +29,7 @@ def layer_and_head():
 def test_wanda_by_its_definition():
     model, x = layer_and_head(), inputs()
     weight = model[0].weight.detach().clone()
-    report = prune_one_shot(model, x.split(64), "wanda", pattern="1x1", target_sparsity=0.5)
+    report = prune_once(model, "wanda", x.split(64), pattern="1x1", target_sparsity=0.5)
     score = weight.abs() * x.norm(dim=0)
     for row, was, now in zip(score, weight, model[0].weight.detach(), strict=True):
         kept = set(row.argsort(descending=True)[:16].tolist())
@@ -38,7 +37,7 @@ def test_wanda_by_its_definition():
     assert report.pruned_layers == 0.5
     assert (model[1].weight != 0).all()
     model = layer_and_head()
-    prune_one_shot(model, x.split(64), "wanda", pattern="2:4")
+    prune_once(model, "wanda", x.split(64), pattern="2:4")
     kept = score.view(24, 8, 4).argsort(-1)[..., 2:]
     want = weight.view(24, 8, 4) * torch.zeros(24, 8, 4).scatter(-1, kept, 1)
     assert torch.equal(model[0].weight.detach(), want.view(24, 32))
@@ -72,7 +71,7 @@ def greedy_obs(weight, x, pattern):
 def test_sparsegpt_equals_its_definition_by_elimination():
     model, x = layer_and_head(), inputs()
     weight = model[0].weight.detach().clone()
-    report = prune_one_shot(model, x.split(100), "sparsegpt", pattern="2:4")
+    report = prune_once(model, "sparsegpt", x.split(100), pattern="2:4")
     want = greedy_obs(weight, x, "2:4")
     assert torch.equal(model[0].weight == 0, want == 0)
     torch.testing.assert_close(model[0].weight.detach().double(), want, rtol=1e-3, atol=1e-4)
@@ -92,7 +91,7 @@ def test_outputs_change_less_the_more_a_method_knows(keys):
         if method is None:
             prune_once(model, **keys)
         else:
-            prune_one_shot(model, x.split(128), method, **keys)
+            prune_once(model, method, x.split(128), **keys)
         errors.append((model[0](x) - want).square().mean().item())
     assert errors[2] < 0.9 * errors[1]
     assert errors[1] < 0.9 * errors[0]
@@ -136,7 +135,7 @@ def test_a_language_model_suffers_less_than_by_magnitude(language_model, keys):
         if method == "magnitude":
             prune_once(model, **keys, pruning_scope="local")
         else:
-            report = prune_one_shot(model, [{"input_ids": part} for part in texts[:200].split(50)], method, **keys)
+            report = prune_once(model, method, [{"input_ids": part} for part in texts[:200].split(50)], **keys)
             assert report.pruned_layers == pytest.approx(keys.get("target_sparsity", 0.75), abs=0.01)
             assert len(report.layers) == 14
             assert model.config.use_cache
@@ -195,7 +194,7 @@ def test_every_layer_is_calibrated_on_what_pruned_layers_before_it_give(kind, wr
         squares[layer.name] = self._squares[layer.name]
 
     monkeypatch.setattr(Wanda, "see", see)
-    prune_one_shot(wrap(model), x.split(64), "wanda", pattern="2:4", progress=told.append)
+    prune_once(wrap(model), "wanda", x.split(64), pattern="2:4", progress=told.append)
     assert torch.equal(x, inputs())
     found = {}
     for name, module in model.blocks.named_children():
@@ -225,7 +224,7 @@ def test_keys_and_values_of_earlier_passes_do_not_count(use_cache):
     weights = []
     for more in ({"use_cache": use_cache}, {"use_cache": False}):
         pruned = copy.deepcopy(model)
-        report = prune_one_shot(pruned, [batch | more], "sparsegpt", pattern="2:4", op_names=["decoder"])
+        report = prune_once(pruned, "sparsegpt", [batch | more], pattern="2:4", op_names=["decoder"])
         assert len(report.layers) == 2 * (4 + 4 + 2)
         weights.append(pruned.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
@@ -243,7 +242,7 @@ def test_padding_does_not_count():
     masks = []
     for batch in batches:
         pruned = copy.deepcopy(model)
-        prune_one_shot(pruned, [batch], "wanda", pattern="2:4", op_names=["encoder"])
+        prune_once(pruned, "wanda", [batch], pattern="2:4", op_names=["encoder"])
         masks.append([p != 0 for p in pruned.encoder.parameters() if p.dim() == 2])
     same = [(a == b).float().mean() for a, b in zip(*masks, strict=True)]
     assert min(same) > 0.999, "padding changes the last bits of a product"
@@ -272,21 +271,21 @@ def test_inputs_that_are_always_zero_cost_nothing(every, scale):
     model, x = layer_and_head(), inputs(512) * scale
     x[:, ::every] = 0
     dense = model[0].weight.detach().clone()
-    report = prune_one_shot(model, [x], "sparsegpt", pattern="1x1", target_sparsity=0.5)
+    report = prune_once(model, "sparsegpt", [x], pattern="1x1", target_sparsity=0.5)
     assert report.pruned_layers == 0.5
     error, allowed = ((x.double() @ (w.double() - dense).t()).norm() for w in (model[0].weight, published(dense, x)))
     assert error < 1.02 * allowed
     model = layer_and_head()
-    prune_one_shot(model, [x * (torch.arange(32) % 4 < 2)], "sparsegpt", pattern="2:4")
+    prune_once(model, "sparsegpt", [x * (torch.arange(32) % 4 < 2)], pattern="2:4")
     assert torch.equal(model[0].weight[:, torch.arange(32) % 4 < 2], dense[:, torch.arange(32) % 4 < 2])
 
 
-@pytest.mark.parametrize("keys", [{"pattern": "2:4"}, {"pattern": "4x1", "target_sparsity": 0.7}, {}], ids=str)
-def test_magnitude_is_prune_once_with_layers_on_their_own(keys):
+def test_one_sparsity_for_every_layer_is_the_local_scope():
+    keys = {"pattern": "4x1", "target_sparsity": 0.7}
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 2))
     other = copy.deepcopy(model)
-    report = prune_one_shot(model, None, "magnitude", **keys)
+    report = prune_once(model, layer_sparsity=[0.7] * 3, pattern="4x1")
     assert report.to_dict() == prune_once(other, pruning_scope="local", **keys).to_dict()
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
     assert (model[0].weight == 0).any()
@@ -305,7 +304,7 @@ def test_what_has_no_effect_is_an_error():
         (None, "wanda", {}, "batches: want a list .* got one NoneType; or give calibration and a tokenizer"),
     ]:
         with pytest.raises(PruningError, match=message):
-            prune_one_shot(layer_and_head(), batches, method, pattern="2:4", **keys)
+            prune_once(layer_and_head(), method, batches, pattern="2:4", **keys)
 
 
 def test_dampening_by_hand():
@@ -316,7 +315,7 @@ def test_dampening_by_hand():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 4]]))
     x = torch.tensor([[1.0, 1], [1, 0]])
-    prune_one_shot(model, [x], "sparsegpt", pattern="1x1", target_sparsity=0.5, dampening=2 / 3)
+    prune_once(model, "sparsegpt", [x], pattern="1x1", target_sparsity=0.5, dampening=2 / 3)
     torch.testing.assert_close(model[0].weight.detach(), torch.tensor([[0, 4.5]]))
 
 
@@ -325,7 +324,7 @@ def test_a_block_of_columns_is_chosen_from_together():
     for size in (8, 128):
         model = layer_and_head()
         x = torch.eye(32) * torch.logspace(-1, 1, 32)  # the last columns cost most
-        prune_one_shot(model, [x], "sparsegpt", pattern="1x1", target_sparsity=0.5, block_size=size)
+        prune_once(model, "sparsegpt", [x], pattern="1x1", target_sparsity=0.5, block_size=size)
         shares.append([float((part == 0).float().mean()) for part in model[0].weight.split(8, 1)])
     assert shares[0] == [0.5] * 4
     assert shares[1] == sorted(shares[1], reverse=True)
@@ -347,7 +346,7 @@ def test_options_of_sparsegpt_are_checked(keys, message):
     model = layer_and_head()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(PruningError, match=message):
-        prune_one_shot(model, [torch.ones(4, 32)], "sparsegpt", pattern="2:4", **keys)
+        prune_once(model, "sparsegpt", [torch.ones(4, 32)], pattern="2:4", **keys)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
@@ -363,7 +362,7 @@ def test_blocks_are_elements_of_the_outermost_list():
 def test_modules_stay_in_the_mode_they_were_in():
     model = layer_and_head()
     model[0].eval()
-    prune_one_shot(model, inputs().split(64), "wanda", pattern="2:4")
+    prune_once(model, "wanda", inputs().split(64), pattern="2:4")
     assert [module.training for module in model.modules()] == [True, False, True]
 
 
@@ -371,18 +370,34 @@ def test_misuse():
     model, x = layer_and_head(), inputs().split(64)
     before = copy.deepcopy(model.state_dict())
     for arguments, keys, message in [
-        ((model, x, "obs"), {"pattern": "2:4"}, "method: want wanda, sparsegpt, dsnot or magnitude, got 'obs'"),
-        ((model, []), {"pattern": "2:4"}, "batches: want at least one batch"),
-        ((model, x), {"pattern": "4x1"}, "pattern: want N:M or 1x1 for wanda, got '4x1'"),
-        ((model, x), {}, "pattern: want N:M or 1x1 for wanda, got None"),
-        ((model, x), {"pattern": "2:4", "target_sparsity": 0.3}, "target_sparsity: want 0.5 for 2:4"),
-        ((model, x), {"pattern": "2:4", "start_step": 3}, "start_step: prune_one_shot prunes once"),
-        ((model, x), {"pattern": "2:4", "pruning_scope": "global"}, "pruning_scope: prune_one_shot"),
-        ((model, x), {"pattern": "2:4", "op_names": ["nothing"]}, "op_names"),
-        ((model, x), {"pattern": "2:4", "pruning_op_types": ["Conv"]}, "pruning_op_types: want .'Linear'. for wanda"),
+        (
+            (model, "wandas", x),
+            {"pattern": "2:4"},
+            "method: 'wandas' is not one of magnitude, wanda, .*did you mean 'wanda'",
+        ),
+        ((model, "wanda", []), {"pattern": "2:4"}, "batches: want at least one batch"),
+        (
+            (model, "wanda", x),
+            {"pattern": "4x1", "target_sparsity": 0.5},
+            "pattern: want N:M or 1x1 for wanda, got '4x1'",
+        ),
+        ((model, "wanda", x), {}, "pattern: missing; want what goes together"),
+        ((model, "wanda", x), {"pattern": "2:4", "target_sparsity": 0.3}, "target_sparsity: want 0.5 for 2:4"),
+        ((model, "wanda", x), {"pattern": "2:4", "start_step": 3}, "start_step: prune_once prunes at once"),
+        (
+            (model, "wanda", x),
+            {"pattern": "2:4", "pruning_scope": "global"},
+            "pruning_scope: says which layers compete",
+        ),
+        ((model, "wanda", x), {"pattern": "2:4", "op_names": ["nothing"]}, "op_names"),
+        (
+            (model, "wanda", x),
+            {"pattern": "2:4", "pruning_op_types": ["Conv"]},
+            "pruning_op_types: want .'Linear'. for wanda",
+        ),
     ]:
         with pytest.raises(PruningError, match=message):
-            prune_one_shot(*arguments, **keys)
+            prune_once(*arguments, **keys)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
@@ -423,7 +438,7 @@ def test_weights_are_as_they_were_after_an_error(how, message, method):
             raise KeyboardInterrupt
 
     with pytest.raises(PruningError if message else KeyboardInterrupt, match=message):
-        prune_one_shot(model, inputs().split(64), method, pattern="2:4", progress=progress)
+        prune_once(model, method, inputs().split(64), pattern="2:4", progress=progress)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     assert not model.first._forward_pre_hooks
     assert model.training
@@ -446,6 +461,6 @@ def test_batches_that_do_not_fit():
     ]:
         for method in ("wanda", "sparsegpt"):
             with pytest.raises(PruningError, match=message):
-                prune_one_shot(model, batches, method, pattern="2:4")
-    prune_one_shot(Late(), [[x, torch.zeros(64)], (x,)], pattern="2:4")
-    prune_one_shot(Late(), ({"x": part} for part in x.split(16)), pattern="2:4")
+                prune_once(model, method, batches, pattern="2:4")
+    prune_once(Late(), "wanda", [[x, torch.zeros(64)], (x,)], pattern="2:4")
+    prune_once(Late(), "wanda", ({"x": part} for part in x.split(16)), pattern="2:4")

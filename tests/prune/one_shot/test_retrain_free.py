@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError, compact
-from trisparse.prune.one_shot import prune_retrain_free
+from trisparse import PruningError, compact, prune_once
 from trisparse.prune.one_shot.retrain_free import rearranged
 
 
@@ -68,7 +67,9 @@ def test_columns_go_by_the_squares_of_their_masks_gradients():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     batches = [torch.ones(1, 3), torch.tensor([[4.0, 0.0, -1.0]])]
-    report = prune_retrain_free(model, batches, squared, pattern="channelx1", target_sparsity=1 / 3, exclude_head=False)
+    report = prune_once(
+        model, "retrain_free", batches, loss=squared, pattern="channelx1", target_sparsity=1 / 3, exclude_head=False
+    )
     assert model[0].weight.tolist() == [[0.0, 2.0, 3.0]]
     assert report.pattern_verified
     assert report.complete
@@ -83,7 +84,14 @@ def test_weights_gradients_and_flags_stay_what_they_were():
     model[1].eval()
     flags = [parameter.requires_grad for parameter in model.parameters()]
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    prune_retrain_free(model, [torch.randn(3, 6) for _ in range(4)], squared, pattern="1xchannel", target_sparsity=0.5)
+    prune_once(
+        model,
+        "retrain_free",
+        [torch.randn(3, 6) for _ in range(4)],
+        loss=squared,
+        pattern="1xchannel",
+        target_sparsity=0.5,
+    )
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert [parameter.grad is None for parameter in model.parameters()] == [True] * 4 + [False, True]
     assert model[4].weight.grad.eq(7).all()
@@ -99,8 +107,8 @@ def test_groups_as_in_the_predecessors_test(scope):
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)), nn.Linear(8, 2))
     groups = [{"op_names": ["^[01]$"], "pattern": "channelx1"}, {"op_names": ["^[23]$"], "pattern": "channelx2"}]
-    report = prune_retrain_free(
-        model, [torch.randn(2, 8) for _ in range(5)], squared, pruning_configs=groups, target_sparsity=0.5,
+    report = prune_once(
+        model, "retrain_free", [torch.randn(2, 8) for _ in range(5)], loss=squared, pruning_configs=groups, target_sparsity=0.5,
         pruning_scope=scope,
     )  # fmt: skip
     assert report.pruned_layers == 0.5
@@ -133,7 +141,7 @@ def test_heads_of_a_bert_by_its_own_loss():
     kept = torch.ones(8, dtype=torch.bool).index_fill_(0, fisher.argsort()[:4], False).view(2, 4)
     want = [rearranged(torch.stack(some, 1), mask) for some, mask in zip(zip(*grads, strict=True), kept, strict=True)]
 
-    report = prune_retrain_free(model, batches, pattern="mha", target_sparsity=0.5)
+    report = prune_once(model, "retrain_free", batches, pattern="mha", target_sparsity=0.5)
     assert report.pruned_layers == 0.5
     for layer, mask in zip(attentions, want, strict=True):
         assert torch.equal((layer.weight != 0).any(0).view(4, 8).any(1), mask)
@@ -153,8 +161,8 @@ def test_heads_of_a_bert_by_its_own_loss():
         ([torch.ones(2, 4)], lambda model, batch: model[1](batch).sum(), {}, r"no weight of 0; add .*: \['\^0\$'\]"),
         ([torch.ones(2, 4)], squared, {"pattern": "4x1"}, "pattern: 4x1 has too many units"),
         ([torch.ones(2, 4)], squared, {"pattern": "2:4", "target_sparsity": 0.5}, "pattern: 2:4 has too many units"),
-        ([torch.ones(2, 4)], squared, {"end_step": 3}, "end_step: prune_retrain_free prunes once"),
-        ([torch.ones(2, 4)], squared, {"criterion_reduce_type": "max"}, "criterion_reduce_type: prune_retrain_free"),
+        ([torch.ones(2, 4)], squared, {"end_step": 3}, "end_step: prune_once prunes at once"),
+        ([torch.ones(2, 4)], squared, {"criterion_reduce_type": "max"}, "criterion_reduce_type: retrain_free prunes once"),
     ],
 )  # fmt: skip
 def test_mistakes_leave_the_model_as_it_was(batches, loss, keys, message):
@@ -163,6 +171,6 @@ def test_mistakes_leave_the_model_as_it_was(batches, loss, keys, message):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     keys = {"pattern": "channelx1", "target_sparsity": 0.5, **keys}
     with pytest.raises(PruningError, match=message):
-        prune_retrain_free(model, batches, loss, **keys)
+        prune_once(model, "retrain_free", batches, loss=loss, **keys)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert [parameter.requires_grad for parameter in model.parameters()] == [True] * 4 + [False, True]

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError
-from trisparse.prune.one_shot import prune_one_shot
+from trisparse import PruningError, prune_once
 from trisparse.prune.one_shot.texts import text_batches, texts_of
 
 
@@ -56,9 +55,9 @@ def test_how_long_a_text_may_be_and_how_much_a_batch_holds():
 
 def test_texts_prune_as_their_batches_do():
     texts, models = ["a bb ccc", "dddd e", "ff g"], [Model(), Model()]
-    report = prune_one_shot(models[0], calibration=texts, tokenizer=Tokenizer(), pattern="2:4")
+    report = prune_once(models[0], "wanda", calibration=texts, tokenizer=Tokenizer(), pattern="2:4")
     batches = [torch.tensor([[1, 2, 3]]), torch.tensor([[4, 1], [2, 1]])]
-    prune_one_shot(models[1], batches, pattern="2:4")
+    prune_once(models[1], "wanda", batches, pattern="2:4")
     assert models[0].inner.weight.equal(models[1].inner.weight)
     assert report.notes[0].startswith("calibrated on 3 texts")
 
@@ -173,7 +172,7 @@ def test_misuse(tmp_path, monkeypatch, calibration, keys, message):
     model = Model(max_position_embeddings=8)
     before = json.dumps([tensor.tolist() for tensor in model.state_dict().values()])
     with pytest.raises(PruningError, match=message):
-        prune_one_shot(model, calibration=calibration, pattern="2:4", **{"tokenizer": Tokenizer()} | keys)
+        prune_once(model, "wanda", calibration=calibration, pattern="2:4", **{"tokenizer": Tokenizer()} | keys)
     assert json.dumps([tensor.tolist() for tensor in model.state_dict().values()]) == before
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError
-from trisparse.prune.one_shot import prune_one_shot
+from trisparse import PruningError, prune_once
 from trisparse.prune.one_shot.visits import Visits
 
 METHODS = ["wanda", "sparsegpt", "dsnot"]
@@ -52,8 +51,8 @@ def batches():
 def test_the_result_is_that_of_the_whole_model(method):
     whole, visited = Model(), Model()
     places = [tensor.data_ptr() for tensor in visited.state_dict().values()]
-    reports = [prune_one_shot(whole, batches(), method, pattern="2:4")]
-    reports.append(prune_one_shot(visited, batches(), method, pattern="2:4", device="cpu"))
+    reports = [prune_once(whole, method, batches(), pattern="2:4")]
+    reports.append(prune_once(visited, method, batches(), pattern="2:4", device="cpu"))
     assert reports[0].to_dict() == reports[1].to_dict()
     assert len(reports[1].layers) == 8
     assert all(map(torch.equal, whole.state_dict().values(), visited.state_dict().values()))
@@ -72,7 +71,7 @@ def test_how_often_blocks_move(monkeypatch):
         most = max(most, len(self._away))
 
     monkeypatch.setattr(Visits, "_bring", bring)
-    prune_one_shot(model, batches(), "wanda", pattern="2:4", op_names=["blocks"], device="cpu")
+    prune_once(model, "wanda", batches(), pattern="2:4", op_names=["blocks"], device="cpu")
     look = ["blocks.0", "blocks.1", "blocks.2"] * 4
     passes = ["blocks.0", "blocks.1", *["blocks.0"] * 4, "blocks.2", *["blocks.0", "blocks.1"] * 4]
     assert moved == look + passes
@@ -90,7 +89,7 @@ def test_experts_and_language_models():
         nn.init.normal_(parameter)
     models.append(copy.deepcopy(models[0]))
     for model, keys in zip(models, ({}, {"device": "cpu"}), strict=True):
-        prune_one_shot(model, [{"input_ids": torch.arange(20).view(2, 10)}], "wanda", pattern="2:4", **keys)
+        prune_once(model, "wanda", [{"input_ids": torch.arange(20).view(2, 10)}], pattern="2:4", **keys)
     assert all(map(torch.equal, models[0].state_dict().values(), models[1].state_dict().values()))
 
 
@@ -106,8 +105,8 @@ def test_an_interruption_brings_everything_home(when):
 
     handle = model.blocks[1].more.register_forward_pre_hook(stop) if when == "in a block" else None
     with pytest.raises(KeyboardInterrupt):
-        prune_one_shot(
-            model, batches(), "sparsegpt", pattern="2:4", device="cpu", progress=stop if handle is None else print
+        prune_once(
+            model, "sparsegpt", batches(), pattern="2:4", device="cpu", progress=stop if handle is None else print
         )
     assert all(model.state_dict()[name].equal(tensor) for name, tensor in before.items())
     assert [tensor.data_ptr() for tensor in model.state_dict().values()] == places
@@ -124,12 +123,12 @@ def test_an_interruption_brings_everything_home(when):
 )
 def test_devices_that_cannot_be_used(device, message):
     with pytest.raises(PruningError, match=message):
-        prune_one_shot(Model(), batches(), "wanda", pattern="2:4", device=device)
+        prune_once(Model(), "wanda", batches(), pattern="2:4", device=device)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_model_stays_on_the_cpu():
     model = Model()
-    report = prune_one_shot(model, batches(), "wanda", pattern="2:4", device="cuda")
+    report = prune_once(model, "wanda", batches(), pattern="2:4", device="cuda")
     assert report.pruned_layers == 0.5
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}

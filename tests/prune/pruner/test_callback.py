@@ -71,6 +71,13 @@ def test_prunes_and_reports(trainer):
     assert not running.optimizer.optimizer._optimizer_step_pre_hooks
 
 
+def test_fractions_are_those_of_the_trainers_steps(trainer):
+    running, callback = trainer(callback=PruningCallback({"pattern": "2:4", "start_step": 0.25, "end_step": 0.75}))
+    running.train()
+    assert callback.pruner.config.groups[0].window == (3, 9, 1)
+    assert callback.report.complete
+
+
 def test_steps_are_optimizer_steps(trainer):
     running, callback = trainer(gradient_accumulation_steps=3)
     running.train()
@@ -203,7 +210,9 @@ def test_search_goes_by_the_loss_and_finds_a_target(trainer, monkeypatch):
     assert best.hyperparameters["target_sparsity"] in targets
     assert len(set(targets)) == 2
     assert callback.report.pruned_layers == pytest.approx(targets[-1], abs=1e-2)
-    with pytest.raises(PruningError, match="config: its function is to return a PruningConfig, got NoneType"):
+    with pytest.raises(
+        PruningError, match="config: want a PruningConfig, its keys in a dict, or a file of them, got NoneType"
+    ):
         trainer(callback=PruningCallback(lambda params: None))[0].train()
 
 
@@ -279,8 +288,10 @@ def test_weights_that_came_back_are_not_saved(trainer, tmp_path):
 
 
 def test_misuse(trainer):
-    with pytest.raises(PruningError, match="config: want a PruningConfig, got dict"):
-        PruningCallback(CONFIG)
+    with pytest.raises(
+        PruningError, match="config: want a PruningConfig, its keys in a dict, or a file of them, got int"
+    ):
+        PruningCallback(3)
     running, _ = trainer()
     running.model.bert.encoder.requires_grad_(False)
     with pytest.raises(

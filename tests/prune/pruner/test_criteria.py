@@ -200,5 +200,5 @@ def test_resuming_and_the_optimizers_pass_change_nothing(make_mlp, train, prunin
 
 
 def test_prune_once_takes_no_seed(make_mlp):
-    with pytest.raises(ValueError, match="seed: 1 has no effect without pruning_type random"):
-        prune_once(make_mlp(), seed=1)
+    with pytest.raises(ValueError, match="seed: prune_once prunes at once"):
+        prune_once(make_mlp(), pattern="2:4", seed=1)

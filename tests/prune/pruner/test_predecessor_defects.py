@@ -174,7 +174,7 @@ def test_min_and_max_per_layer_are_guarantees():
 def test_what_is_not_here_is_refused_by_name():
     with pytest.raises(PruningError, match="pattern: 'channelxchannel' is not known"):
         PruningConfig(pattern="channelxchannel", start_step=1, end_step=2)
-    for kind, function in (("retrain_free", "prune_retrain_free"), ("sparse_gpt", "prune_one_shot")):
+    for kind, function in (("retrain_free", "retrain_free"), ("sparse_gpt", "sparsegpt")):
         with pytest.raises(PruningError, match=f"pruning_type: {kind} prunes by batches, .* call .*{function}"):
             PruningConfig(pruning_type=kind, start_step=1, end_step=2)
         with pytest.raises(PruningError, match=f"pruning_configs.*{function}|pruning_type: .*{function}"):

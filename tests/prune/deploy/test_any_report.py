@@ -1,0 +1,78 @@
+"""`report(model)`: zeros of any model, and the pattern that they show."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trisparse import PruningError, compress, prune_once, report
+from trisparse.prune.deploy.any_report import pattern_of
+from trisparse.sparse_ops import LinearBlocks
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["2:4", "1:4", "1:2", "2:8", "4:8", "1xchannel", "channelx1", "2x1", "4x1", "16x1", "4x4", "32x32", "1x1"],
+)
+def test_the_pattern_of_zeros(pattern):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 2))
+    keys = {} if ":" in pattern else {"target_sparsity": 0.5}
+    prune_once(model, pattern=pattern, **keys)
+    assert [row.pattern for row in report(model).layers] == [pattern, "dense"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "want"),
+    [
+        ([[1.0, 1], [1, 1]], "dense"),
+        ([[1.0, 0], [1, 1]], "1x1"),
+        ([[1.0, 0], [1, 0]], "channelx1"),
+        ([[0.0, 0], [0, 0]], "1xchannel"),
+        ([[1.0, float("nan")], [0, 0]], "1xchannel"),
+        ([[1.0, 1, 0, 0], [0, 1, 1, 0]], "2:4"),
+        ([[1.0, 0, 1, 1], [1, 1, 1, 1]], "1x1"),
+        ([[1.0, 0, 0]], "channelx1"),
+    ],
+    ids=str,
+)
+def test_small_ones_by_hand(matrix, want):
+    assert pattern_of(torch.tensor(matrix)) == want
+
+
+def test_totals_and_text():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    dense = report(model)
+    assert (dense.pruned_layers, dense.pattern_verified, dense.complete, dense.head) == (0, None, None, "2")
+    assert "verified" not in str(dense)
+    prune_once(model, pattern="2:4")
+    found = report(model)
+    assert (found.pruned_layers, found.matmul_gemm_conv) == (0.5, 64 / 144)
+    assert str(found).splitlines()[1].split() == ["2", "layers", "2:4", "8x8", "64", "0.5000"]
+    shared = nn.Sequential(model[0], model[0])
+    assert [row.name for row in report(shared).layers] == ["0"]
+
+
+def test_convolutions_and_conv1d_have_their_own_layout():
+    conv = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+    prune_once(conv, pattern="2:4", exclude_head=False)
+    assert [row.pattern for row in report(conv).layers] == ["2:4"] * 3
+
+
+def test_a_compressed_model_is_looked_at_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
+    prune_once(model, pattern="16x1", target_sparsity=0.75)
+    before = report(model)
+    packed, _ = compress(copy.deepcopy(model), "memory", measure=False, remove_channels=False)
+    after = report(packed)
+    assert after.layers == before.layers
+    assert after.notes[0] == "compressed: 2 layers are packed"
+    assert sum(isinstance(module, LinearBlocks) for module in packed.modules()) == 2, "it is looked at in a copy"
+
+
+@pytest.mark.parametrize(("model", "message"), [(nn.ReLU(), "no weight that can be pruned"), (3, "want an nn.Module")])
+def test_mistakes(model, message):
+    with pytest.raises(PruningError, match=message):
+        report(model)
