@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from trisparse import PruningError
-from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.glue.plan import make_plan
 from trisparse.prune.glue.recipe import RECIPES as RECIPE_FOLDER
 
@@ -81,7 +81,7 @@ def test_a_typo_answers_in_one_line_within_three_seconds(script):
 
 
 def test_checking_arguments_imports_no_torch():
-    code = f"import sys; from trisparse.prune.glue.args import parse_arguments; parse_arguments({PRUNE}); print('torch' in sys.modules)"
+    code = f"import sys; from trisparse.prune.glue.parse import parse_arguments; parse_arguments({PRUNE}); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout == "False\n"
 
 

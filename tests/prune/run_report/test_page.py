@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from trisparse.prune.command import main
+from trisparse.cli import main
 
 pytest.importorskip("matplotlib")
 
@@ -252,7 +252,7 @@ def cut(text):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("all_results", None, "{folder}: holds no all_results.json; want the output_dir of a trisparse-glue run that has ended"),
+        ("all_results", None, "{folder}: holds no all_results.json; want the output_dir of a trisparse train run that has ended"),
         ("history", None, "{folder}/history.json: is missing; without it the run cannot be shown"),
         ("sparsity", None, "{folder}/sparsity.json: is missing"),
         ("all_results", cut, "{folder}/all_results.json: is damaged: "),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trisparse.prune.deploy.checkpoint import from_pretrained, write_pretrained
+from trisparse.prune.commands.folders import add_folders, add_overwrite, check_device, check_folders
+from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, write_pretrained
 from trisparse.prune.deploy.compress_checkpoint import copy_small_files
 from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
 from trisparse.prune.errors import PruningError, one_line
@@ -17,43 +18,63 @@ from trisparse.prune.one_shot.layer_sparsity import OWL, OWL_LAMBDA, OWL_M
 from trisparse.prune.one_shot.one_shot import MAGNITUDE, METHODS, prune_one_shot
 from trisparse.prune.one_shot.sparsegpt import BLOCK_SIZE, DAMPENING
 from trisparse.prune.one_shot.texts import SAMPLES
+from trisparse.prune.parser import Parser, one_of
 
 
-def add_prune(commands: Any) -> None:
-    """Add the subcommand to a parser's."""
-    add = commands.add_parser("prune", help="prune a model at once, by a few texts or by magnitude")
-    add.add_argument("input", metavar="MODEL", type=Path, help="folder of a transformers model, or its name on the hub")
-    add.add_argument("output", metavar="OUT", type=Path, help="folder to write")
-    add.add_argument("--method", choices=list(METHODS), default="wanda")
-    add.add_argument("--pattern", required=True, help="2:4 say, or 1x1; magnitude takes any")
-    add.add_argument("--target_sparsity", type=float, help="share of the weights that goes; N:M says it itself")
-    add.add_argument("--layer_sparsity", choices=[OWL], help="blocks with more outliers keep more")
-    add.add_argument("--owl_m", type=float, default=OWL_M, help="times the mean that make an outlier")
-    add.add_argument("--owl_lambda", type=float, default=OWL_LAMBDA, help="half the range of sparsities")
-    add.add_argument("--dampening", type=float, default=DAMPENING, help="of sparsegpt")
-    add.add_argument("--block_size", type=int, default=BLOCK_SIZE, help="of sparsegpt")
-    add.add_argument("--excluded_op_names", nargs="+", metavar="REGEX", help="layers to leave as they are")
-    add.add_argument(
-        "--data", help="texts: a file (.txt, .json, .jsonl, .csv, .tsv), a folder, or NAME[:CONFIG] of the hub"
+def make_parser(prog: str) -> Parser:
+    """The command's flags."""
+    parser = Parser(prog=prog, description="Prune a model at once, by a few texts or by magnitude.")
+    add_folders(parser, "folder of a transformers model, or its name on the hub")
+    what = parser.add_argument_group("what is pruned")
+    what.add_argument("--pattern", required=True, metavar="PATTERN", help="2:4 say, or 1x1; magnitude takes any")
+    what.add_argument(
+        "--target_sparsity", type=float, metavar="X",
+        help="share of the weights that goes (default: 0.9, for N:M what it says)",
+    )  # fmt: skip
+    what.add_argument("--excluded_op_names", nargs="+", metavar="REGEX", help="layers to leave as they are")
+    how = parser.add_argument_group("how weights are chosen")
+    how.add_argument("--method", **one_of(*METHODS), default="wanda", help="all but magnitude look at --data")
+    how.add_argument("--layer_sparsity", **one_of(OWL), help="blocks with more outliers keep more")
+    how.add_argument("--owl_m", type=float, default=OWL_M, metavar="X", help="times the mean that make an outlier")
+    how.add_argument("--owl_lambda", type=float, default=OWL_LAMBDA, metavar="X", help="half the range of sparsities")
+    how.add_argument("--dampening", type=float, default=DAMPENING, metavar="X", help="of sparsegpt")
+    how.add_argument("--block_size", type=int, default=BLOCK_SIZE, metavar="N", help="of sparsegpt, in columns")
+    data = parser.add_argument_group("texts to look at")
+    data.add_argument(
+        "--data", metavar="DATA",
+        help="a file (.txt, .json, .jsonl, .csv, .tsv), a folder, or NAME[:CONFIG] of the hub",
+    )  # fmt: skip
+    data.add_argument("--column", metavar="NAME", help="of the texts, where the data has several")
+    data.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help="how many texts")
+    data.add_argument(
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="tokens of a text at most (default: 2048, or fewer if it takes no more)",
     )
-    add.add_argument("--column", help="of the texts, where the data has several")
-    add.add_argument("--samples", type=int, default=SAMPLES, help="how many texts")
-    add.add_argument("--max_length", type=int, help="tokens of a text at most")
-    add.add_argument(
-        "--device", help="where blocks run, one at a time, such as cuda; default: where the model is, a CPU"
-    )
-    add.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="convert to it first")
-    add.add_argument("--max_shard_size", default="5GB", help="of a file")
-    add.add_argument("--overwrite", action="store_true", help="replace what something else wrote to the output")
+    more = parser.add_argument_group("how it is loaded and written")
+    more.add_argument(
+        "--device", metavar="NAME",
+        help="where blocks run, one at a time, such as cuda (default: where the model is, a CPU)",
+    )  # fmt: skip
+    more.add_argument("--dtype", **one_of("float32", "float16", "bfloat16"), help="convert to it first")
+    more.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="of a file")
+    add_overwrite(more)
+    return parser
 
 
-def prune(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str], prog: str) -> int:
     """Load, prune, print the report, save; nothing is written unless all goes well.
 
     Raises:
         PruningError: what `prune_one_shot`, `from_pretrained` and `replaced_folder` raise it for, or a model or a
             tokenizer that can't be loaded.
     """
+    args = make_parser(prog).parse_args(argv)
+    check_folders(args.input, args.output, SAVED, args.overwrite)
+    check_shard_size(args.max_shard_size)
+    if args.device is not None:
+        check_device(args.device)
     looks = args.method != MAGNITUDE or args.layer_sparsity == OWL
     if looks and args.data is None:
         raise PruningError(f"--data: missing; {args.method} prunes by what it sees of texts")
@@ -72,6 +93,7 @@ def prune(args: argparse.Namespace) -> None:
         copy_small_files(source, half)
     print(report)  # noqa: T201
     print(f"wrote {args.output}; trisparse compress makes it smaller and faster")  # noqa: T201
+    return 0
 
 
 def _folder(model: Path) -> Path:
