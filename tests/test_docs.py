@@ -127,7 +127,7 @@ def test_flags_and_keys_exist():
     for command, (module, _) in COMMANDS.items():
         flags |= {flag.lstrip("-") for flag in importlib.import_module(module).make_parser(command).flags()}
     for name, text in TEXTS.items():
-        assert set(re.findall(r"--([a-z_]+)", text)) <= flags | {"version"}, name
+        assert set(re.findall(r"--([a-z_]+)", text)) <= flags | {"version", "help"}, name
     rows = re.findall(r"^\| (`.*?) \|", TEXTS["configuration.md"], re.MULTILINE)
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == set(KEYS)
 

@@ -50,7 +50,7 @@ def _tagged(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
     raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the tag {node.tag} {what}")
 
 
-_Loader.add_constructor(None, _tagged)  # type: ignore[type-var]
+_Loader.add_constructor(None, _tagged)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

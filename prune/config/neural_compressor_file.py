@@ -72,15 +72,16 @@ def _section(content: Any, notes: list[str]) -> tuple[str, dict[str, Any]]:
         return "", dict(content)
     pruning = content["pruning"]
     approach = pruning.get("approach") if isinstance(pruning, Mapping) else None
-    kinds = list(approach) if isinstance(approach, Mapping) else []
-    if len(kinds) != 1 or not isinstance(approach[kinds[0]], Mapping):
+    kinds = approach if isinstance(approach, Mapping) else {}
+    if len(kinds) != 1 or not all(isinstance(section, Mapping) for section in kinds.values()):
         raise PruningError("pruning: want approach, and in it one section such as weight_compression_pytorch")
+    ((kind, section),) = kinds.items()
     if unread := [
         *(key for key in content if key != "pruning"),
         *(f"pruning.{key}" for key in pruning if key != "approach"),
     ]:
-        notes.append(f"{', '.join(map(str, unread))}: not read; pruning.approach.{kinds[0]} is")
-    return kinds[0], dict(approach[kinds[0]])
+        notes.append(f"{', '.join(map(str, unread))}: not read; pruning.approach.{kind} is")
+    return kind, dict(section)
 
 
 def _renamed(section: Mapping[str, Any], where: str, kind: str, notes: list[str]) -> dict[str, Any]:
