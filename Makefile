@@ -14,7 +14,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/trisparse-demo
+	$(BIN)/trisparse demo
 
 # a worker for each core, each with one thread; a file's tests share a worker and what they set up
 test: setup

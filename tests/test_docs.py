@@ -1,7 +1,5 @@
 """What the documentation says, run: its blocks, links, flags, keys and numbers."""
 
-import argparse
-import dataclasses
 import doctest
 import importlib
 import json
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trisparse.cli import COMMANDS
 from trisparse.promises import table
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 TEXTS = {path.name: path.read_text() for path in PAGES}
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 # what was measured: milliseconds, times as fast, an accuracy or a share to two digits and more
 MEASURED = re.compile(r"\d ms\b|\b\d+\.\d+x|\b\d+\.\d+ times|\b0\.\d{3,}|[+-]\d+\.\d+ ?%")
@@ -73,7 +72,7 @@ def test_numbers_stand_beside_the_file_or_command_they_are_from(path):
     for section in re.split(r"^#+ ", path.read_text(), flags=re.MULTILINE):
         if found := MEASURED.search(section):
             source = re.search(
-                r"results/\w+\.json|tests/kernels/gpu/instructions\.json|`make demo`|\.py`|trisparse-glue|--\w+",
+                r"results/\w+\.json|tests/kernels/gpu/instructions\.json|`make demo`|\.py`|trisparse train|--\w+",
                 section,
             )
             assert source, f"{section.splitlines()[0]}: {found[0]}"
@@ -83,65 +82,52 @@ def test_the_readme_is_a_door():
     assert len(TEXTS["README.md"].splitlines()) <= 180
 
 
-def commands():
-    """Every command line of `trisparse-glue` in a block, its lines joined."""
+def command_lines():
+    """Every command line of ours in a block, its lines joined: the command and its words."""
     for name, text in TEXTS.items():
         for block in FENCE.finditer(text):
-            joined = block["code"].replace("\\\n", " ")
-            for line in joined.splitlines():
-                if re.match(r"\$ (torchrun .*)?.*trisparse-glue\b", line):
-                    flags = re.sub(r"\s#.*", "", line.split("trisparse-glue", 1)[1]).lstrip(")").split()
-                    yield pytest.param(flags, id=f"{name}: {' '.join(flags)[:60]}")
+            for line in block["code"].replace("\\\n", " ").splitlines():
+                called = re.match(r"\$ (?:torchrun .*\$\(which trisparse\) |trisparse[ -])(\w+) ([^#]*)", line)
+                if called:
+                    command = {"glue": "train"}.get(called[1], called[1])
+                    yield pytest.param(command, called[2].split(), id=f"{name}: {' '.join(called[0].split())[:60]}")
 
 
-@pytest.mark.parametrize("flags", list(commands()))
-def test_command_lines_of_the_loop_parse(flags):
+@pytest.mark.parametrize(("command", "words"), list(command_lines()))
+def test_command_lines_parse(command, words, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from trisparse.prune.glue.args import parse_arguments
+    from trisparse.prune.glue.parse import parse_arguments
 
-    assert parse_arguments(flags).training.output_dir
-
-
-@pytest.fixture
-def prune_parser():
-    from trisparse.prune.prune_command import add_prune
-
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    add_prune(commands)
-    return commands.choices["prune"]
+    monkeypatch.chdir(tmp_path)
+    for word in (word for word in words if word.endswith(".csv")):
+        (tmp_path / word).touch()
+    if command == "train":
+        assert parse_arguments(words).training.output_dir
+        return
+    parser = importlib.import_module(COMMANDS[command][0]).make_parser(f"trisparse {command}")
+    _, rest = parser.parse_known_args(words)
+    assert not rest or (command == "sweep" and parse_arguments(rest))
 
 
-def test_command_lines_of_prune_parse(prune_parser):
-    lines = re.findall(r"^\$ trisparse prune (.*?)(?: +#.*)?$", "\n".join(TEXTS.values()), re.MULTILINE)
-    assert lines
-    for line in lines:
-        assert prune_parser.parse_args(line.split()).output
-
-
-def test_flags_and_keys_exist(prune_parser):
+def test_flags_and_keys_exist():
     pytest.importorskip("transformers")
     from trisparse.prune.config.group import KEYS
-    from trisparse.prune.glue import args
 
-    flags = {f.name for group in args._GROUPS for f in dataclasses.fields(group)} | {"help", "out", "suite", "record"}
-    flags |= {"model", "models", "prefer", "format", "logdir", "output", "overwrite", "nproc_per_node"}
-    flags |= {
-        "data",
+    flags = {
+        "record",
+        "models",
+        "logdir",
+        "nproc_per_node",
+        "out",
         "minilm",
         "rows",
         "seeds",
         "epochs",
-        "device",
-        "dtype",
-        "only",
-        "budget_seconds",
-        "dry_run",
-        "speedups",
-    }
-    flags |= {action.dest for action in prune_parser._actions}
+    }  # of other programs
+    for command, (module, _) in COMMANDS.items():
+        flags |= {flag.lstrip("-") for flag in importlib.import_module(module).make_parser(command).flags()}
     for name, text in TEXTS.items():
-        assert set(re.findall(r"--([a-z_]+)", text)) <= flags, name
+        assert set(re.findall(r"--([a-z_]+)", text)) <= flags | {"version", "help"}, name
     rows = re.findall(r"^\| (`.*?) \|", TEXTS["configuration.md"], re.MULTILINE)
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == set(KEYS)
 

@@ -23,8 +23,9 @@ WINGS = {
     "prune.deploy": ["channels", "pruner", "config"],
     "prune.glue": ["deploy", "channels", "one_shot", "pruner", "config"],
     "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "config"],
+    "prune.commands": ["run_report", "glue", "deploy", "channels", "one_shot", "pruner", "config"],
 }
-ABOVE = {"sparse_ops", "prune", "prune.command", "prune.prune_command"}  # stand above the wings beside them
+ABOVE = {"sparse_ops", "prune"}  # stand above the wings beside them
 
 
 def module_name(path):

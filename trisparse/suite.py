@@ -1,4 +1,4 @@
-"""`trisparse-bench`: the tests that need a GPU, then every benchmark, each in a process of its own; from a checkout.
+"""`trisparse bench`: the tests that need a GPU, then every benchmark, each in a process of its own; from a checkout.
 
 A run that was stopped goes on where it was. With --model a pruned or compressed model instead, dense against
 compressed, anywhere.
@@ -7,76 +7,77 @@ compressed, anywhere.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from trisparse.prune.errors import PruningError
+from trisparse.prune.parser import Parser, not_one_of, one_of
 from trisparse.prune.text_table import aligned
 from trisparse.suite_steps import STEPS
 
-_TOKENS = [1, 16, 128, 1024, 4096]
 
-
-def _benchmark_model(args: argparse.Namespace) -> int:
-    from trisparse.prune.deploy.model_benchmark import benchmark_model
-    from trisparse.prune.errors import PruningError
-
-    try:
-        benchmark_model(args.model, args.tokens, args.out)
-    except (PruningError, OSError) as error:  # an OSError names its file
-        print(f"trisparse-bench: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    print(f"trisparse-bench: wrote {args.out / 'model.json'} and model.png")  # noqa: T201
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="trisparse-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser(prog: str) -> Parser:
+    """The command's flags."""
+    parser = Parser(
+        prog=prog, usage=f"{prog} (--model MODEL [--tokens N ...] | --suite {{gpu,cpu}} ...) --output_dir DIR",
+        description="Time a model dense and compressed, over numbers of tokens. Or, in a checkout, run the tests that\n"
+        "need a GPU and then every benchmark, each in a process of its own; what was stopped goes on where it was.",
+    )  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--suite", choices=list(STEPS), help="gpu needs a CUDA or ROCm device")
-    what.add_argument("--model", type=Path, help="folder of a transformers model")
-    parser.add_argument("--tokens", type=int, nargs="+", default=_TOKENS, help="in a batch, for --model")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="steps of the suite, run anew")
-    parser.add_argument("--budget_seconds", type=float, help="stop in time; the next run goes on from there")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="that every step runs, on any machine: smallest shapes, no time is meant"
+    what.add_argument(
+        "--model", type=Path, metavar="MODEL", help="folder of a transformers model, pruned or compressed"
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the results; a folder in it for each device"
+    what.add_argument("--suite", **one_of(*STEPS), help="gpu needs a CUDA or ROCm device")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="where results are written")
+    model = parser.add_argument_group("for --model")
+    model.add_argument(
+        "--tokens", type=int, nargs="+", default=[1, 16, 128, 1024, 4096], metavar="N",
+        help="in a batch (default: 1 16 128 1024 4096)",
+    )  # fmt: skip
+    suite = parser.add_argument_group("for --suite, whose results lie in a folder for each device")
+    suite.add_argument("--only", nargs="+", metavar="NAME", help="steps of the suite, run anew")
+    suite.add_argument(
+        "--budget_seconds", type=float, metavar="X", help="stop in time; the next run goes on from there"
+    )
+    suite.add_argument(
+        "--dry_run", action="store_true", help="that every step runs, on any machine: smallest shapes, no time is meant"
     )
     return parser
 
 
-def main(argv: Sequence[str], root: Path | None = None) -> int:
-    """Run a suite; the exit status is 1 when a step failed, 3 when one is left."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str], prog: str = "trisparse bench", root: Path | None = None) -> int:
+    """Time a model, or run a suite from the checkout `root`; the exit status is 1 if a step failed, 3 if one is left.
+
+    Raises:
+        PruningError: what the user can mend.
+    """
+    args = make_parser(prog).parse_args(argv)
     if args.model:
-        return _benchmark_model(args)
+        from trisparse.prune.deploy.model_benchmark import benchmark_model
+
+        benchmark_model(args.model, args.tokens, args.output_dir)
+        print(f"wrote {args.output_dir / 'model.json'} and model.png")  # noqa: T201
+        return 0
     root = root or Path.cwd()
     lacking = [name for name in ("pyproject.toml", "tests", "benchmarks") if not (root / name).exists()]
     if lacking:
-        parser.error(f"no {', '.join(lacking)} in {root}; run it in a checkout of trisparse")
+        raise PruningError(f"--suite: no {', '.join(lacking)} in {root}; run it in a checkout of trisparse")
     is_gpu = torch.cuda.is_available() and args.suite == "gpu"
     if args.suite == "gpu" and not is_gpu and not args.dry_run:
-        parser.error("--suite gpu: torch finds no GPU; use --suite cpu")
-    steps = STEPS[args.suite]
-    unknown = set(args.only or ()) - {step.name for step in steps}
-    if unknown:
-        names = ", ".join(step.name for step in steps)
-        parser.error(f"--only: want names of {names}, got {', '.join(sorted(unknown))}")
+        raise PruningError("--suite: torch finds no GPU; use --suite cpu")
+    names = [step.name for step in STEPS[args.suite]]
+    if unknown := [name for name in args.only or () if name not in names]:
+        raise PruningError(f"--only: {not_one_of(unknown[0], names)}")
     if args.budget_seconds is not None and args.budget_seconds <= 0:
-        parser.error(f"--budget_seconds: want more than 0, got {args.budget_seconds:g}")
-    folder = args.out / (torch.cuda.get_device_name().replace(" ", "-") if is_gpu else "cpu")
+        raise PruningError(f"--budget_seconds: want more than 0, got {args.budget_seconds:g}")
+    folder = args.output_dir / (torch.cuda.get_device_name().replace(" ", "-") if is_gpu else "cpu")
     folder = folder / "dry-run" if args.dry_run else folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"--out: {error}")
+        raise PruningError(f"--output_dir: {folder} can't be written to: {error.strerror}") from None
     return _run(args, root, folder, "cuda" if is_gpu else "cpu")
 
 
@@ -95,6 +96,6 @@ def _run(args: argparse.Namespace, root: Path, folder: Path, device: str) -> int
     if args.suite == "gpu" and not args.dry_run:
         lines += ["", *aligned(table(folder))]
     print("\n".join(lines))  # noqa: T201
-    print(f"trisparse-bench: wrote {folder}")  # noqa: T201
+    print(f"wrote {folder}")  # noqa: T201
     statuses = {state["status"] for _, state in states}
     return 1 if "failed" in statuses else 3 if "left" in statuses else 0

@@ -1,4 +1,4 @@
-"""Runs the steps of `trisparse-bench`, each in processes of its own, within a budget of time."""
+"""Runs the steps of `trisparse bench --suite`, each in processes of its own, within a budget of time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Suite:
                 continue
             if not read(self.folder / step.result).get("left"):  # nothing there to go on with
                 (self.folder / step.result).unlink(missing_ok=True)
-            print(f"trisparse-bench: {step.name}", flush=True)  # noqa: T201
+            print(f"trisparse bench: {step.name}", flush=True)  # noqa: T201
             self.states[step.name] = self._run(step)
             content = {"machine": machine(), "steps": self.others | self.states}
             atomic_write(self.folder / STATE, json.dumps(content, indent=1) + "\n")

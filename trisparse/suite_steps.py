@@ -1,4 +1,4 @@
-"""The steps of `trisparse-bench`: which file each runs, and where it writes."""
+"""The steps of `trisparse bench --suite`: which file each runs, and where it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a pruning config from JSON or YAML."""
+"""Read a pruning config from JSON or YAML, ours or neural-compressor's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from trisparse.prune.config.group import KEYS, SCHEDULE_KEYS
+from trisparse.prune.config.neural_compressor_file import TAGS, Pruner, convert_file, is_neural_compressors
 from trisparse.prune.errors import PruningError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,6 +40,17 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(
         _tag, re.compile(rf"^(?:{_pattern})$"), list(_first) + ([""] if "null" in _tag else [])
     )
+
+
+def _tagged(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    """A mapping that its tag says is neural-compressor's."""
+    if node.tag in TAGS and isinstance(node, yaml.MappingNode):
+        return Pruner(loader.construct_mapping(node, deep=True))
+    what = "wants a mapping of keys" if node.tag in TAGS else f"is not known; want no tag, or {' or '.join(TAGS)}"
+    raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the tag {node.tag} {what}")
+
+
+_Loader.add_constructor(None, _tagged)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,10 +112,14 @@ def find_file(name: str, folder: Path) -> Path:
 def read_config(path: Path, defaults: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `PruningConfig` that a file stands for; see `PruningConfig.load`.
 
+    What changed meaning in a file of neural-compressor's is printed.
+
     Raises:
         PruningError: the file can't be read or is no config, or a flag that every group overrides.
     """
     content = parse_file(path)
+    if is_neural_compressors(content):
+        content = _converted(path, content)
     if isinstance(content, list):
         content = {"pruning_configs": content}
     if not isinstance(content, dict):
@@ -125,3 +141,13 @@ def read_config(path: Path, defaults: Mapping[str, Any], flags: Mapping[str, Any
                 "remove the flag"
             )
     return {"pruning_configs": groups, **keys}
+
+
+def _converted(path: Path, content: Any) -> dict[str, Any]:
+    try:
+        keys, notes = convert_file(content)
+    except PruningError as error:
+        raise PruningError(f"{path}: {error}") from None
+    for note in notes:
+        print(f"{path}: {note}")  # noqa: T201 -- asked for: the caller reads it
+    return keys

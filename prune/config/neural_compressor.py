@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trisparse.prune.config.group import SCHEDULE_KEYS
 from trisparse.prune.errors import PruningError
 
 _DROPPED = ("backend", "low_memory_usage", "resume_from_pruned_checkpoint", "criterion_type", "progressive")
@@ -68,4 +69,15 @@ def convert_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             if out.get("pruning_type", top.get("pruning_type", kind)) != kind or kind != "snip_momentum":
                 notes.append(f"pruning_configs[{i}].pruning_type: {kind}, which mha takes from criterion_type there")
             out["pruning_type"] = kind
+    _drop_schedules_of_locks(top, converted, notes)
     return {"pruning_configs": converted, **top}, notes
+
+
+def _drop_schedules_of_locks(top: dict[str, Any], groups: Sequence[dict[str, Any]], notes: list[str]) -> None:
+    """A lock takes the masks at its start_step there, and holds from the first step here."""
+    locks = [group.get("pruning_type", top.get("pruning_type")) == "pattern_lock" for group in groups]
+    held = [(f"pruning_configs[{i}].", group) for i, group in enumerate(groups) if locks[i]]
+    for where, keys in [*held, *([("", top)] if all(locks) else [])]:
+        for key in [key for key in SCHEDULE_KEYS if key in keys]:
+            notes.append(f"{where}{key}: dropped, pattern_lock holds from the first step")
+            del keys[key]

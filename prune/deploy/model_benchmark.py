@@ -1,4 +1,4 @@
-"""`trisparse-bench --model`: a pruned model dense against compressed, layer by layer and end to end, over tokens."""
+"""`trisparse bench --model`: a pruned model dense against compressed, layer by layer and end to end, over tokens."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,72 +11,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.args import FORMATS, DataArguments
-from trisparse.prune.glue.tasks import Task
+from trisparse.prune.glue.rows import Example, find_file, rows_of
+from trisparse.prune.glue.tasks import Task, label_of
 
-Example = dict[str, Any]
 _HUB = "nyu-mll/glue"
 _HOLDOUT_SEED = 0  # not the run's: runs of several seeds are compared on the same held-out examples
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Example]]:
-    """Place and content of each row, a file's columns as they are."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise PruningError(f"{path}: is no parquet file: {str(error).splitlines()[0]}") from None
-        yield from ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            if path.suffix in (".csv", ".tsv"):
-                tab = path.suffix == ".tsv"
-                reader = csv.DictReader(
-                    file, delimiter="\t" if tab else ",", quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
-                )
-                names = reader.fieldnames or []
-                if len(set(names)) < len(names):
-                    raise PruningError(f"{path}: line 1: a column is named twice: {', '.join(names)}")
-                for row in reader:
-                    where = f"{path}: line {reader.line_num}"
-                    if None in row or None in row.values():
-                        raise PruningError(f"{where}: want {len(reader.fieldnames or ())} columns as in the header")
-                    yield where, row
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}: line {number}", _json_row(line, f"{path}: line {number}")
-        except UnicodeDecodeError as error:
-            raise PruningError(f"{path}: is not UTF-8 text: {error}") from None
-        except csv.Error as error:
-            raise PruningError(f"{path}: line {reader.line_num}: {error}") from None
-
-
-def _json_row(line: str, where: str) -> Example:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PruningError(f"{where}: is no JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise PruningError(f"{where}: want one JSON object a line, got {type(row).__name__}")
-    return row
-
-
-def _label(value: Any, task: Task, where: str) -> int | float:
-    if isinstance(value, str) and value in task.labels:
-        return task.labels.index(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if task.is_regression and math.isfinite(number):
-        return number
-    if number in range(task.num_labels):
-        return int(number)
-    known = "a number" if task.is_regression else f"0 to {task.num_labels - 1} or {', '.join(task.labels)}"
-    raise PruningError(f"{where}: label {value!r} is none of {task.name}'s; want {known}")
 
 
 def read_file(path: Path, task: Task) -> list[Example]:
@@ -89,7 +25,7 @@ def read_file(path: Path, task: Task) -> list[Example]:
         PruningError: names the file and the line that is wrong.
     """
     examples = []
-    for where, row in _rows(path):
+    for where, row in rows_of(path):
         for column in (*task.columns, "label"):
             if column not in row:
                 raise PruningError(f"{where}: column {column!r} is missing; it has {', '.join(map(str, row))}")
@@ -98,21 +34,10 @@ def read_file(path: Path, task: Task) -> list[Example]:
                 raise PruningError(f"{where}: column {column!r}: want text, got {row[column]!r}")
             if any(0xD800 <= ord(letter) < 0xE000 for letter in row[column]):
                 raise PruningError(f"{where}: column {column!r}: holds half of a surrogate pair, which is no text")
-        examples.append({c: row[c] for c in task.columns} | {"label": _label(row["label"], task, where)})
+        examples.append({c: row[c] for c in task.columns} | {"label": label_of(row["label"], task, where)})
     if not examples:
         raise PruningError(f"{path}: holds no examples")
     return examples
-
-
-def _find(folder: Path, splits: Sequence[str]) -> Path:
-    for split in splits:
-        for ending in FORMATS:
-            if (path := folder / f"{split}.{ending}").is_file():
-                return path
-    raise PruningError(
-        f"--dataset_dir: {folder} holds no {' or '.join(splits)} as .{', .'.join(FORMATS)}; "
-        f"it holds {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}"
-    )
 
 
 def load_splits(data: DataArguments, task: Task) -> dict[str, list[Example]]:
@@ -149,14 +74,14 @@ def _load_files(data: DataArguments, task: Task) -> dict[str, list[Example]]:
         if given:
             return Path(given)
         assert folder is not None
-        return _find(folder, splits)
+        return find_file(folder, splits)
 
     splits = {
         "train": read_file(path(data.train_file, "train"), task),
         "validation": read_file(path(data.validation_file, task.validation, "validation"), task),
     }
     if folder and task.also_validation and any((folder / f"{task.also_validation}.{e}").is_file() for e in FORMATS):
-        splits[task.also_validation] = read_file(_find(folder, [task.also_validation]), task)
+        splits[task.also_validation] = read_file(find_file(folder, [task.also_validation]), task)
     return splits
 
 

@@ -1,20 +1,18 @@
-"""`trisparse-demo`: train, prune and distil a tiny BERT on two made-up tasks, without a network.
+"""`trisparse demo`: train, prune and distil a tiny BERT on two made-up tasks, without a network.
 
 It fails when the dense model does not learn, when a bag of words does, or when pruning costs too much.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.demo_data import vocabulary, write_task
 
@@ -27,32 +25,6 @@ _COMMON = ["--per_device_train_batch_size", "64", "--per_device_eval_batch_size"
 # epochs of the dense run, of a pruned run, and of its cool-down
 _EPOCHS = {"sst2": ("1", "2", "0.5"), "mrpc": ("4", "3", "1")}
 _PRUNE = ["--learning_rate", "1e-3", "--do_prune", "--distill_loss_weight", "2", "--distill_mode", "both"]
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the demo; 0, 1 when a promise is missed, 2 for what the user can mend."""
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise PruningError(message)
-
-    parser = Parser(prog="trisparse-demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to (default %(default)s)")
-    try:
-        rows, missed = run(parser.parse_args(argv).out)
-    except (PruningError, OSError) as error:
-        sys.stderr.write(f"trisparse-demo: error: {error}\n")
-        return 2
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"trisparse-demo: error: {error.name} is not installed; pip install 'trisparse[glue]'\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("trisparse-demo: interrupted\n")
-        return 2
-    sys.stdout.write(f"{table(rows)}\n\n{gains(rows)}\n")
-    for line in missed:
-        sys.stderr.write(f"missed: {line}\n")
-    return 1 if missed else 0
 
 
 def run(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -164,7 +136,7 @@ def bag_of_words(data: Path) -> float:
 
 
 def _glue(task: str, data: Path, model: Path, out: Path, flags: list[str]) -> dict[str, Any]:
-    from trisparse.prune.glue.args import parse_arguments
+    from trisparse.prune.glue.parse import parse_arguments
     from trisparse.prune.glue.train import run as run_glue
 
     _say(f"{out.name}:")

@@ -69,12 +69,23 @@ class Correlation(evaluate.Metric):
         }
 
 
+class SquaredError(evaluate.Metric):
+    """Mean squared difference of prediction and reference."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("float64", "mean squared error")
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"mse": float(np.mean(np.square(np.asarray(predictions) - np.asarray(references))))}
+
+
 METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy": Accuracy,
     "f1": F1,
     "matthews_correlation": Matthews,
     "pearson": Correlation,
     "spearmanr": Correlation,
+    "mse": SquaredError,
 }
 
 

@@ -24,6 +24,8 @@ def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
                 f"--{flag}: {path} answers with {config.num_labels} labels, {task.name} has {task.num_labels}; "
                 f"give a model that was trained on {task.name}, or one without a head"
             )
+        if task.is_own and task.labels:
+            _name_labels(flag, path, config, task, trained_head)
         config.num_labels = task.num_labels
         config.problem_type = "regression" if task.is_regression else "single_label_classification"
         model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype="float32")
@@ -32,6 +34,17 @@ def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
     except Exception as error:  # a broken folder fails in many ways
         raise PruningError(f"--{flag}: {path} can't be loaded: {' '.join(str(error).split())[:200]}") from None
     return model, trained_head
+
+
+def _name_labels(flag: str, path: str, config: Any, task: Task, trained_head: bool) -> None:
+    """Keep the words of one's own labels with the model, unless it knows them by other numbers."""
+    numbers = {label: number for number, label in enumerate(task.labels)}
+    if trained_head and set(config.label2id) == set(numbers) and config.label2id != numbers:
+        raise PruningError(
+            f"--{flag}: {path} has the labels in another order, {', '.join(config.label2id)}; write 0 to "
+            f"{len(numbers) - 1} in column 'label', as this model counts them"
+        )
+    config.label2id, config.id2label = numbers, {number: label for label, number in numbers.items()}
 
 
 def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module | None, Any]:

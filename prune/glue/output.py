@@ -190,7 +190,7 @@ def push_to_hub(folder: Path, args: GlueArguments) -> str:
         url = api.create_repo(t.hub_model_id, exist_ok=True)
         api.upload_folder(
             repo_id=url.repo_id, folder_path=folder, allow_patterns=list(_OURS), ignore_patterns=[CHECKPOINT, "*/*"],
-            commit_message="Upload of trisparse-glue",
+            commit_message="Upload of trisparse train",
         )  # fmt: skip
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

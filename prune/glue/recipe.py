@@ -1,4 +1,4 @@
-"""Recipes of `trisparse-glue`: the flags of a run, kept in a YAML file. One for each published row comes along."""
+"""Recipes of `trisparse train`: the flags of a run, kept in a YAML file. One for each published row comes along."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def recipe_flags(name: str, known: Sequence[str]) -> list[str]:
         if not isinstance(value, str | int | float):
             raise PruningError(f"--recipe: {path}: {key}: want text, a number, true or false, got {value!r}")
     return [word for key, value in content.items() for word in (f"--{key}", str(value))]
+
+
+def recipe_lines() -> list[str]:
+    """Name and first line of each recipe that comes with the package."""
+    paths = sorted(RECIPES.glob("*.yaml"))
+    width = max(len(path.stem) for path in paths)
+    first = [path.read_text(encoding="utf-8").splitlines()[0] for path in paths]
+    return [f"  {path.stem:<{width}}  {line.removeprefix('# ')}" for path, line in zip(paths, first, strict=True)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
@@ -17,15 +17,18 @@ from tqdm.auto import tqdm
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.args import GlueArguments, TrainingArguments
-from trisparse.prune.glue.data import EpochSampler, Example, load_splits, make_loader, tokenize
+from trisparse.prune.glue.checks import check_distillation
+from trisparse.prune.glue.data import EpochSampler, load_splits, make_loader, tokenize
 from trisparse.prune.glue.distill import Teacher
 from trisparse.prune.glue.models import check_capacity, load_models
 from trisparse.prune.glue.output import check_output_dir, create_output_dir
+from trisparse.prune.glue.own_task import task_of
 from trisparse.prune.glue.plan import Plan, make_plan
 from trisparse.prune.glue.ranks import shard
+from trisparse.prune.glue.rows import Example
 from trisparse.prune.glue.slow_halves import slow_halves
 from trisparse.prune.glue.sparse_cooldown import SparseCooldown
-from trisparse.prune.glue.tasks import Task, find_task
+from trisparse.prune.glue.tasks import Task
 from trisparse.prune.glue.teacher_cache import TeacherCache
 from trisparse.prune.glue.trackers import check_tracker
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
@@ -69,7 +72,8 @@ def set_up(args: GlueArguments) -> Setup:
         PruningError: whatever the user can mend.
     """
     d, t = args.data, args.training
-    task = find_task(d.task_name)
+    task = task_of(d)
+    check_distillation(args, task)
     folder = check_output_dir(args)
     splits = load_splits(d, task)
     accelerator = _accelerator(t)
@@ -183,7 +187,8 @@ def make_pruner(args: GlueArguments, bare: Any, model: nn.Module, plan: Plan) ->
     """Prune inside the base model only, and never the pooler: under distillation neither it nor the head may change."""
     assert plan.window is not None
     outside = [rf"^(?!{bare.base_model_prefix}\.)"] if bare.base_model is not bare else []
-    config = args.pruning_config(plan.window).in_steps(plan.total_steps).excluding(*outside, r"(^|\.)pooler(\.|$)")
+    config = args.pruning_config(plan.window, says=PartialState().is_main_process)
+    config = config.in_steps(plan.total_steps).excluding(*outside, r"(^|\.)pooler(\.|$)")
     sparse_training = "off" if args.pruning.sparse_cooldown else args.pruning.sparse_training or "auto"
     return Pruner(model, config, sparse_training=sparse_training)
 

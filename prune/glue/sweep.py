@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,32 +11,29 @@ from typing import Any
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_save, atomic_write
-from trisparse.prune.glue.args import GlueArguments, parse_arguments
-from trisparse.prune.glue.tasks import find_task
+from trisparse.prune.glue.args import GlueArguments
+from trisparse.prune.glue.own_task import task_of
+from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.text_table import aligned
 
 RESULTS, TABLE, PICTURE = "all_results.json", "sweep.json", "sweep.png"
+_TRAIN = "import sys; from trisparse.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
 _PLACES = {"output_dir", "resume_from_checkpoint", "overwrite_output_dir"}  # flags that change no result
 
 
-def add_sweep(commands: Any) -> None:
-    """Add the subcommand to a parser's."""
-    add = commands.add_parser(
-        "sweep", help="accuracy against measured speed: trisparse-glue for several budgets",
-        allow_abbrev=False, usage="trisparse sweep --speedups 1.5 2 3 --output_dir DIR [flags of trisparse-glue]",
-    )  # fmt: skip
-    add.add_argument("--speedups", type=float, nargs="+", required=True, metavar="S", help="times as fast as dense")
-    add.add_argument("--output_dir", type=Path, required=True, help="a folder with one for each run")
-
-
-def sweep(args: argparse.Namespace, flags: Sequence[str]) -> None:
+def sweep(speedups: Sequence[float], output_dir: Path, flags: Sequence[str]) -> None:
     """Make the runs that are not there, go on with those that were interrupted, and write a table and a picture.
 
+    Args:
+        speedups: times as fast as dense that runs aim at.
+        output_dir: gets a folder for each run.
+        flags: of all runs.
+
     Raises:
-        PruningError: flags that trisparse-glue does not take, a run there with others, or one that fails.
+        PruningError: flags that `trisparse train` does not take, a run there with others, or one that fails.
     """
-    targets = sorted(set(args.speedups))
-    runs = {target: args.output_dir / f"speedup-{target:g}" for target in targets}
+    targets = sorted(set(speedups))
+    runs = {target: output_dir / f"speedup-{target:g}" for target in targets}
     parsed = {target: _parsed(flags, target, folder) for target, folder in runs.items()}  # all, before the first run
     rows = []
     for target, folder in runs.items():
@@ -49,10 +45,10 @@ def sweep(args: argparse.Namespace, flags: Sequence[str]) -> None:
             raise PruningError(f"{folder}: the run left no {RESULTS}")
         rows.append(_row(target, results))
         found = {"task": parsed[target].data.task_name, "dense": results["teacher_eval"], "runs": rows}
-        atomic_write(args.output_dir / TABLE, json.dumps(found, indent=1) + "\n")
-    name = find_task(parsed[targets[0]].data.task_name).best[0]
+        atomic_write(output_dir / TABLE, json.dumps(found, indent=1) + "\n")
+    name = task_of(parsed[targets[0]].data).best[0]
     print("\n".join(aligned(table(rows, name))))  # noqa: T201
-    plot(rows, name, args.output_dir / PICTURE)
+    plot(rows, name, output_dir / PICTURE)
 
 
 def _words(flags: Sequence[str], target: float, folder: Path) -> list[str]:
@@ -70,8 +66,8 @@ def _run(folder: Path, words: Sequence[str]) -> None:
         more = ["--resume_from_checkpoint", str(folder)]
     elif folder.exists():
         more = ["--overwrite_output_dir"]  # it was interrupted before its first checkpoint
-    print(f"trisparse-glue {' '.join([*words, *more])}", flush=True)  # noqa: T201
-    done = subprocess.run([sys.executable, "-c", "from trisparse.cli import glue; glue()", *words, *more], check=False)
+    print(f"trisparse train {' '.join([*words, *more])}", flush=True)  # noqa: T201
+    done = subprocess.run([sys.executable, "-c", _TRAIN, *words, *more], check=False)
     if done.returncode:
         raise PruningError(f"{folder}: the run ended with {done.returncode}; the same command goes on from there")
 

@@ -1,4 +1,4 @@
-"""`trisparse-glue`: fine-tune on a GLUE task, pruning and distilling on the way.
+"""`trisparse train`: fine-tune on a GLUE task, pruning and distilling on the way.
 
 The loop is `train` and reads from top to bottom: batch, loss, backward, step, and once an epoch
 evaluate, save, checkpoint. Pruning rides on the optimizer's hooks.
@@ -8,47 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import re
-import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.glue.args import GlueArguments, parse_arguments
+from trisparse.prune.glue.args import GlueArguments
 
 if TYPE_CHECKING:
     from trisparse.prune.glue.pace import Pace
     from trisparse.prune.glue.setup import Setup
 
 _LOG_EVERY = 10  # optimizer steps between looks at the loss, each of which waits for the device
-_GO_ON = "if an epoch had ended, --resume_from_checkpoint with the output_dir goes on from it"
-# what gloo and NCCL say in the processes that wait for one that is gone
-_LOST = "gloo/transport.*(Connection|Broken pipe|Socket closed)|remote process exited"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command line; 0, or 2 with one line on standard error for what the user can mend."""
-    try:
-        run(parse_arguments(argv))
-        return 0
-    except PruningError as error:
-        message = f"error: {error}"
-    except OSError as error:
-        message = f"error: {error}"
-    except ModuleNotFoundError as error:
-        message = f"error: {error.name} is not installed; pip install 'trisparse[glue]'"
-    except KeyboardInterrupt:
-        message = f"interrupted; {_GO_ON}"
-    except RuntimeError as error:
-        if not re.search(_LOST, str(error)):
-            raise
-        message = f"another process ended, and with it the run; {_GO_ON}"
-    rank = os.environ.get("RANK", "0")
-    who = "" if rank == "0" else f"process {rank}: "  # which may be the only one to see the mistake
-    sys.stderr.write(f"trisparse-glue: {who}{message}\n")
-    return 2
 
 
 def run(args: GlueArguments) -> dict[str, Any]:
@@ -96,6 +66,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     earlier_logs = start_trackers(accelerator, s.folder, progress["step"])
     if s.cooldown:
         s.cooldown.names = progress.get("packed_layers")
+    accelerator.print(f"output_dir {s.folder}; {s.task}")
     accelerator.print(s.plan)
     for note in s.notes:
         accelerator.print(f"warning: {note}")

@@ -1,4 +1,4 @@
-"""Read what a run of `trisparse-glue` left in its folder."""
+"""Read what a run of `trisparse train` left in its folder."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> Run:
         PruningError: one that is missing or damaged, by name.
     """
     if not (folder / RESULTS).is_file():
-        raise PruningError(f"{folder}: holds no {RESULTS}; want the output_dir of a trisparse-glue run that has ended")
+        raise PruningError(f"{folder}: holds no {RESULTS}; want the output_dir of a trisparse train run that has ended")
     results = _read(folder / RESULTS, _RESULTS)
     metrics = list(results["eval"])
     if not metrics:

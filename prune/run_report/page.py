@@ -24,14 +24,6 @@ _RATIOS = (
 )
 
 
-def add_report(commands: Any) -> None:
-    """Add the subcommand to a parser's."""
-    page = commands.add_parser("report", help="one HTML page of trisparse-glue runs, to attach or to send")
-    page.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="output_dir of a run; several are compared")
-    page.add_argument("--output", type=Path, metavar="FILE", help=f"default: {PAGE} in DIR, if there is but one")
-    page.add_argument("--overwrite", action="store_true", help="replace a file that is no such page")
-
-
 def report(args: argparse.Namespace) -> None:
     """Write the page, whole or not at all.
 

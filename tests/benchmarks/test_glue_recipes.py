@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.parse import parse_arguments
 
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).parents[2] / "benchmarks/prune/glue/glue_recipes.py"

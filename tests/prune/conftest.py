@@ -60,7 +60,7 @@ def argv():
 @pytest.fixture(scope="session")
 def glue(argv, forget_precision):
     """Make such a run; its results."""
-    from trisparse.prune.glue.args import parse_arguments
+    from trisparse.prune.glue.parse import parse_arguments
     from trisparse.prune.glue.train import run
 
     def make(root, model, out, *flags):

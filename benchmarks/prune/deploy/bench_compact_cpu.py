@@ -9,7 +9,7 @@ Logits of both are compared first. 128 tokens a text.
 
     … --model runs/mrpc-1xchannel --task_name mrpc --dataset_dir MRPC --out benchmarks/results/compact_mrpc_cpu.json
 
-takes a pruned model of `trisparse-glue` instead, and the texts of its validation set: how many predictions change, and
+takes a pruned model of `trisparse train` instead, and the texts of its validation set: how many predictions change, and
 how much faster the first texts go, one by one and 32 at once.
 """
 

@@ -1,4 +1,4 @@
-r"""Steps a second of `trisparse-glue` beside a plain loop, pruning and distilling on the same model, data and batch.
+r"""Steps a second of `trisparse train` beside a plain loop, pruning and distilling on the same model, data and batch.
 
     .venv/bin/python benchmarks/prune/glue/bench_glue_loop.py --model runs/mrpc-dense --task_name mrpc --data MRPC \
         --out benchmarks/results/glue_loop_cpu.json [--mixed_precision bf16] [--compile]
@@ -28,9 +28,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from trisparse import Pruner, PruningConfig
 from trisparse.prune.files import atomic_write
-from trisparse.prune.glue.args import DataArguments, parse_arguments
+from trisparse.prune.glue.args import DataArguments
 from trisparse.prune.glue.data import load_splits, tokenize
 from trisparse.prune.glue.metrics import compute_metrics
+from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.glue.tasks import find_task
 from trisparse.prune.glue.train import run
 
@@ -94,7 +95,7 @@ def plain(args: argparse.Namespace, steps: int, cooldown: int) -> dict:
 
 
 def ours(args: argparse.Namespace, steps: int, cooldown_epochs: float) -> dict:
-    """`trisparse-glue` itself, in a folder of its own."""
+    """`trisparse train` itself, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "model_name_or_path": args.model, "task_name": args.task_name, "dataset_dir": args.data,

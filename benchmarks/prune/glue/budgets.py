@@ -4,7 +4,7 @@ r"""Budgets on MRPC: what was promised and measured, and accuracy beside even pr
         --out benchmarks/results/budgets_mrpc_cpu.json
 
 DIR of --model is an all-MiniLM-L6-v2 fine-tuned on MRPC by the recipe minilm-mrpc-dense, the dense teacher of all runs;
-that of --data as `trisparse-glue --dataset_dir` takes it. Runs of --epochs with one seed: 4x1 for each of --speedups,
+that of --data as `trisparse train --dataset_dir` takes it. Runs of --epochs with one seed: 4x1 for each of --speedups,
 through `trisparse sweep`; 4x1 with every layer at the same sparsity; the recipe's mix of 1x1 and 4x1 at fixed
 sparsities, and under one budget that is the speed that this mix came to. Every run is compressed for speed and timed
 against dense. Runs lie in --runs, and one that has ended is not made again. Writes the JSON, a table and a picture.
@@ -93,7 +93,7 @@ def run(folder: Path, flags: list[str], more: list[str]) -> None:
         return
     words = [*flags, *more, "--do_prune", "--compress", "speed", "--output_dir", str(folder), "--overwrite_output_dir"]
     print(" ".join(words), flush=True)
-    subprocess.run([BIN / "trisparse-glue", *words], check=True)
+    subprocess.run([BIN / "trisparse", "train", *words], check=True)
 
 
 def row(kind: str, asked: str, folder: Path, target: float | None = None) -> dict:

@@ -3,15 +3,15 @@ r"""The rows of the published tables: run them, or go on with them, and set what
     .venv/bin/python benchmarks/prune/glue/glue_recipes.py --data DIR --out benchmarks/results/glue_recipes.json \
         [--rows bert-mini-mrpc-2-4 …] [--seeds 42 43 44] [--budget_seconds 3000]
 
-DIR holds a folder for each task, as `trisparse-glue --dataset_dir` takes it; without --data the hub's are used. A row
-is a recipe of `trisparse-glue`; the dense model that it starts from is trained first, with the same seed. Runs lie in
+DIR holds a folder for each task, as `trisparse train --dataset_dir` takes it; without --data the hub's are used. A row
+is a recipe of `trisparse train`; the dense model that it starts from is trained first, with the same seed. Runs lie in
 --runs, and one that has ended is not made again. Past the budget the run at work is interrupted; the same command goes
 on with it from the end of its last epoch.
 
     … --minilm all-MiniLM-L6-v2
 
 makes the rows of BERT-mini on MRPC with all-MiniLM-L6-v2, from the hub or a folder, where BERT-mini is out of reach. It
-has recipes of its own, whose learning rates and schedules were chosen with `trisparse-glue --holdout_fraction 0.1`,
+has recipes of its own, whose learning rates and schedules were chosen with `trisparse train --holdout_fraction 0.1`,
 never on the validation set that is reported.
 
 As published, the best sparse run of a row is set beside the best dense one, whatever their seeds. Hyper-parameters are
@@ -35,7 +35,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from trisparse.prune.files import atomic_save, atomic_write
-from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.parse import parse_arguments
 
 ENCODERS = {"bert-mini": "BERT-mini", "minilm": "all-MiniLM-L6-v2", "distilbert": "DistilBERT"}
 METRIC = {"mrpc": "f1", "sst2": "accuracy"}
@@ -132,7 +132,7 @@ def run_glue(recipe: str, folder: Path, flags: list[str], until: float) -> dict 
     results = folder / "all_results.json"
     words = ["--recipe", recipe, *flags, "--output_dir", str(folder)]
     if not results.exists():
-        command = [f"{sysconfig.get_path('scripts')}/trisparse-glue", *words]
+        command = [f"{sysconfig.get_path('scripts')}/trisparse", "train", *words]
         if (folder / "checkpoint.pt").exists():
             command += ["--resume_from_checkpoint", str(folder)]
         elif folder.exists():

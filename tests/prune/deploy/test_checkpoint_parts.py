@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trisparse import PruningError, compress, decompress, export, from_pretrained, save_pretrained
-from trisparse.prune.command import main
+from trisparse.cli import main
 from trisparse.sparse_ops import LinearBlocks
 
 transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""`trisparse-bench --model`."""
+"""`trisparse bench --model`."""
 
 import json
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from trisparse import prune_once
+from trisparse.cli import main
 from trisparse.prune.pruner.model_time import text_examples
-from trisparse.suite import main
 
 transformers = pytest.importorskip("transformers")
 
@@ -29,7 +29,7 @@ def test_table_json_and_picture(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trisparse.prune.deploy.choose_format.time_pair", lambda *_: times)
     monkeypatch.setattr("trisparse.prune.deploy.model_benchmark.times_faster", lambda *_: 0.9)
     out = tmp_path / "deep" / "out"
-    assert main(["--model", str(folder), "--tokens", "1", "200", "--out", str(out)]) == 0
+    assert main(["bench", "--model", str(folder), "--tokens", "1", "200", "--output_dir", str(out)]) == 0
     text = capsys.readouterr().out
     assert "5 x 64x64" in text
     lines = {line.split()[0]: line for line in text.splitlines()}
@@ -70,14 +70,15 @@ def test_what_cannot_be_timed_gets_one_line(folder, tmp_path, capsys):
         ((tmp_path / "t5", tmp_path / "out"), "t5: the model does not run on input_ids alone: ValueError: You"),
     ]:
         capsys.readouterr()
-        assert main(["--model", str(arguments[0]), "--tokens", "4", "--out", str(arguments[1])]) == 2
-        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("trisparse-bench: ")]
+        assert main(["bench", "--model", str(arguments[0]), "--tokens", "4", "--output_dir", str(arguments[1])]) == 2
+        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("trisparse bench: error: ")]
         assert message in line
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):
-    assert main(["--model", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == f"trisparse-bench: {tmp_path}: want a folder with config.json, found none\n"
-    with pytest.raises(SystemExit):
-        main(["--model", str(tmp_path), "--suite", "cpu", "--out", str(tmp_path)])
-    assert "not allowed with argument" in capsys.readouterr().err
+    assert main(["bench", "--model", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
+    assert (
+        capsys.readouterr().err == f"trisparse bench: error: {tmp_path}: want a folder with config.json, found none\n"
+    )
+    assert main(["bench", "--model", str(tmp_path), "--suite", "cpu", "--output_dir", str(tmp_path)]) == 2
+    assert "--suite: does not go together with --model" in capsys.readouterr().err

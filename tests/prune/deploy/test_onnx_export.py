@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from trisparse import PruningError, compress, export, prune_once, save_pretrained
-from trisparse.prune.command import main
+from trisparse.cli import main
 from trisparse.prune.deploy.onnx_export import write_onnx
 from trisparse.sparse_ops import LinearBlocks
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trisparse import PruningError, compress, decompress, from_pretrained, prune_once, save_pretrained
-from trisparse.prune.command import main
+from trisparse.cli import main
 from trisparse.sparse_ops import Linear24
 
 T = pytest.importorskip("transformers")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from trisparse.prune.glue.demo import bag_of_words, gains, main, table
+from trisparse.cli import main
+from trisparse.prune.glue.demo import bag_of_words, gains, table
 from trisparse.prune.glue.demo_data import TASKS, vocabulary, write_task
 
 pytest.importorskip("sklearn")
@@ -72,7 +73,7 @@ def test_a_missed_promise_fails_the_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_VALIDATION", 50)
     keep = tmp_path / "keep.txt"
     keep.write_text("mine")
-    assert main(["--out", str(tmp_path)]) == 1
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert "missed: mrpc: the dense model gets" in captured.err
     rows = json.loads((tmp_path / "demo_results.json").read_text())
@@ -85,10 +86,10 @@ def test_a_missed_promise_fails_the_demo(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for argv, message in (
-        (["--out", str(tmp_path / "file")], "Not a directory"),
-        (["--outt", "x"], "unrecognized arguments: --outt x"),
+        (["--out", str(tmp_path / "file")], "--output_dir: "),
+        (["--outt", "x"], "--outt: unknown argument; did you mean --output_dir?"),
     ):
-        assert main(argv) == 2
+        assert main(["demo", *argv]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("trisparse-demo: error: ")
+        assert line.startswith("trisparse demo: error: ")
         assert message in line

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
+from trisparse.cli import main
 from trisparse.prune.glue.demo_data import write_task
 from trisparse.prune.glue.models import check_capacity
-from trisparse.prune.glue.train import main
 
 pytest.importorskip("transformers")
 from transformers import XLNetConfig, XLNetForSequenceClassification
@@ -17,7 +17,7 @@ def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
     def refused(message, folder="dense", *flags):
         where = str(world / folder)
         base = argv(world, "init", folder, "--num_train_epochs", "1", "--resume_from_checkpoint", where)
-        assert main([*base, *flags]) == 2
+        assert main(["train", *base, *flags]) == 2
         assert message in capsys.readouterr().err
 
     refused(
@@ -41,9 +41,9 @@ def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
 
 def test_a_mistake_that_only_one_process_sees_is_said(world, tmp_path, capsys, argv, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert main(argv(world, "init", "refused", "--dataset_dir", str(tmp_path))) == 2
+    assert main(["train", *argv(world, "init", "refused", "--dataset_dir", str(tmp_path))]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("trisparse-glue: process 1: error: --dataset_dir: ")
+    assert line.startswith("trisparse train: process 1: error: --dataset_dir: ")
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, capsys, argv):
@@ -51,10 +51,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, capsys, argv)
         base = argv(world, model, "refused", *flags)
         if data is not None:
             base += ["--dataset_dir", str(data)]
-        assert main(base) == 2
+        assert main(["train", *base]) == 2
         captured = capsys.readouterr()
         (line,) = captured.err.strip().splitlines()
-        assert line.startswith("trisparse-glue: error: ")
+        assert line.startswith("trisparse train: error: ")
         assert message in line
         assert not (world / "refused").exists()
 
@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, capsys, argv)
 def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys, monkeypatch, argv, glue):
     import transformers
 
-    assert main(argv(world, "init", "dense")) == 2
+    assert main(["train", *argv(world, "init", "dense")]) == 2
     assert "holds another run; give --overwrite_output_dir" in capsys.readouterr().err
     glue(world, "dense", "again", "--max_train_steps", "1", "--do_prune", "--pruning_pattern", "2:4")
     again = world / "again"
@@ -129,7 +129,7 @@ def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys, monk
             "get_scheduler",
             lambda n, optimizer, *_: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e36),
         )
-        assert main(argv(world, "init", "again", "--max_train_steps", "3", "--overwrite_output_dir")) == 2
+        assert main(["train", *argv(world, "init", "again", "--max_train_steps", "3", "--overwrite_output_dir")]) == 2
     assert {p: p.read_bytes() for p in again.rglob("*") if p.is_file()} == before, (
         "a run that fails at once costs nothing"
     )
@@ -139,7 +139,7 @@ def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys, monk
     assert (again / "mine.txt").read_text() == (again / "best" / "mine.txt").read_text() == "kept"
     assert (again / "mine.safetensors").exists()
     for model in ("again", "again/best"):
-        assert main(argv(world, model, "again", *flags)) == 2
+        assert main(["train", *argv(world, model, "again", *flags)]) == 2
         assert "again holds the model of --model_name_or_path; give another folder" in capsys.readouterr().err
 
 
@@ -159,8 +159,8 @@ def test_a_model_without_a_limit_takes_texts_of_any_length():
 
 def test_models_that_cannot_take_the_data(world, tmp_path, capsys, argv):
     def refused(message, *flags, model="dense"):
-        assert main([*argv(world, model, "refused", "--max_train_steps", "1", *flags)]) == 2
-        (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("trisparse-glue: "))
+        assert main(["train", *argv(world, model, "refused", "--max_train_steps", "1", *flags)]) == 2
+        (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("trisparse train: "))
         assert message in line
         assert not (world / "refused").exists()
 

@@ -1,4 +1,4 @@
-"""`trisparse-glue` on two processes: its results, and what is left of it when one of them dies in an event."""
+"""`trisparse train` on two processes: its results, and what is left of it when one of them dies in an event."""
 
 import json
 import shutil
@@ -58,7 +58,10 @@ def test_a_run_whose_process_died_in_an_event_goes_on(whole, world, launch, weig
     folder = world / f"died{processes}"
     if processes == 2:
         (said, _) = launch("dies", 2, folder.name, fails=True)
-        assert "trisparse-glue: another process ended, and with it the run; if an epoch had ended, --resume" in said
+        assert (
+            "trisparse train: error: another process ended, and with it the run; if an epoch had ended, --resume"
+            in said
+        )
         assert "Traceback" not in said
         shutil.copytree(folder, world / "died1")
     assert not (folder / "all_results.json").exists()

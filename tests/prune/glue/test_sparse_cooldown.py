@@ -10,7 +10,7 @@ from trisparse import Pruner, PruningConfig
 from trisparse.kernels.cpu import launch
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue import sparse_cooldown
-from trisparse.prune.glue.args import parse_arguments
+from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.glue.sparse_cooldown import SparseCooldown, is_faster
 from trisparse.sparse_ops import Linear24Train
 

@@ -147,10 +147,10 @@ def test_watching_adds_no_wait_for_the_device(world, glue, waits, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed(world, monkeypatch, capsys, argv):
-    from trisparse.prune.glue.train import main
+    from trisparse.cli import main
 
     monkeypatch.setattr("trisparse.prune.glue.trackers.find_spec", lambda name: None)
-    assert main(argv(world, "init", "untracked", "--report_to", "tensorboard")) == 2
+    assert main(["train", *argv(world, "init", "untracked", "--report_to", "tensorboard")]) == 2
     message = "--report_to: tensorboard is not installed; pip install 'trisparse[tensorboard]'"
-    assert capsys.readouterr().err == f"trisparse-glue: error: {message}\n"
+    assert capsys.readouterr().err == f"trisparse train: error: {message}\n"
     assert not (world / "untracked").exists()

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from trisparse import PruningError, from_pretrained
-from trisparse.prune.glue.args import parse_arguments
+from trisparse.cli import main
+from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.glue.setup import compile_model
 from trisparse.prune.glue.tasks import TASKS
-from trisparse.prune.glue.train import main, run
+from trisparse.prune.glue.train import run
 from trisparse.sparse_ops import LinearBlocks
 
 pytest.importorskip("transformers")
@@ -141,9 +142,9 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glu
         assert all(row.pop("steps_per_second") > 0 for row in history["steps"])
     assert histories[0] == histories[1]
     refused = [*argv(world, "dense", "halves", *flags), "--resume_from_checkpoint", str(world / "halves")]
-    assert main(refused) == 2, "nothing is left to do"
+    assert main(["train", *refused]) == 2, "nothing is left to do"
     (world / "halves" / "all_results.json").unlink()  # as if the run had been stopped right before its end
-    assert main(refused) == 0
+    assert main(["train", *refused]) == 0
     assert json.loads((world / "halves" / "all_results.json").read_text())["eval"] == whole["eval"]
     shutil.rmtree(world / "halves")
 
@@ -184,7 +185,7 @@ def test_a_nan_loss_stops_and_keeps_the_checkpoint(world, capsys, monkeypatch, a
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 14 else 1e36)
 
     monkeypatch.setattr(transformers, "get_scheduler", explode)
-    assert main(argv(world, "init", "nan", "--num_train_epochs", "3")) == 2
+    assert main(["train", *argv(world, "init", "nan", "--num_train_epochs", "3")]) == 2
     err = capsys.readouterr().err
     assert "error: loss nan at step" in err or "error: weights that are no numbers at step" in err
     assert "the checkpoint of epoch 1 is kept; lower --learning_rate" in err

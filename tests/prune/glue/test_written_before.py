@@ -15,9 +15,9 @@ FLAGS = (
 
 def test_a_run_is_gone_on_with(tmp_path, monkeypatch, forget_precision):
     transformers = pytest.importorskip("transformers")
-    from trisparse.prune.glue.args import parse_arguments
     from trisparse.prune.glue.demo import make_model
     from trisparse.prune.glue.demo_data import vocabulary
+    from trisparse.prune.glue.parse import parse_arguments
     from trisparse.prune.glue.train import run
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Run `trisparse-glue` as one of several processes: `train_on_ranks.py MODE RANK WORLD FOLDER FLAG …`, run by the tests.
+"""Run `trisparse train` as one of several processes: `train_on_ranks.py MODE RANK WORLD FOLDER FLAG …`, run by the tests.
 
 With MODE `dies`, the process of rank 1 ends in the middle of the seventh pruning event.
 """
@@ -18,7 +18,7 @@ def main():
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=int(world)
         )
-    from trisparse.prune.glue import train as glue
+    from trisparse.cli import main as trisparse
     from trisparse.prune.pruner import selection
 
     if mode == "dies" and rank == "1":
@@ -31,7 +31,7 @@ def main():
             run(self, *args)
 
         selection.Selection.run = die
-    return glue.main(flags)
+    return trisparse(["train", *flags])
 
 
 sys.exit(main())

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from trisparse.prune.command import main
+from trisparse.cli import main
 
 pytest.importorskip("matplotlib")
 
@@ -252,7 +252,7 @@ def cut(text):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("all_results", None, "{folder}: holds no all_results.json; want the output_dir of a trisparse-glue run that has ended"),
+        ("all_results", None, "{folder}: holds no all_results.json; want the output_dir of a trisparse train run that has ended"),
         ("history", None, "{folder}/history.json: is missing; without it the run cannot be shown"),
         ("sparsity", None, "{folder}/sparsity.json: is missing"),
         ("all_results", cut, "{folder}/all_results.json: is damaged: "),
@@ -291,7 +291,7 @@ def test_damaged_folders(make_run, tmp_path, capsys, file, change, message):
     assert main(["report", str(good), str(folder), "--output", str(output)]) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
-    assert line.startswith("trisparse: ")
+    assert line.startswith("trisparse report: error: ")
     assert message.format(folder=folder) in line
     assert captured.out == ""
     assert output.read_text() == "the old one"
@@ -303,7 +303,7 @@ def test_other_mistakes(make_run, tmp_path, capsys, monkeypatch):
 
     def refused(message, *arguments):
         assert main(["report", *map(str, arguments)]) == 2
-        assert capsys.readouterr().err == f"trisparse: {message}\n"
+        assert capsys.readouterr().err == f"trisparse report: error: {message}\n"
 
     refused("--output: missing; with several folders, name the file to write", folder, folder)
     refused("--output: want a file to write, got '.'", folder, "--output", ".")
@@ -324,7 +324,7 @@ def test_only_a_page_is_written_over(make_run, tmp_path, capsys):
         before = output.read_text()
         flags = ["report", str(folder), "--output", str(output)]
         assert main(flags) == 2
-        said = f"trisparse: --output: {output} is no page of this command; give another file, or --overwrite\n"
+        said = f"trisparse report: error: --output: {output} is no page of this command; give another file, or --overwrite\n"
         assert capsys.readouterr().err == said
         assert output.read_text() == before
     assert main(["report", str(folder), "--output", str(tmp_path / "mine.html"), "--overwrite"]) == 0

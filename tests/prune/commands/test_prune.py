@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trisparse import from_pretrained, prune_once
-from trisparse.prune.command import main
+from trisparse.cli import main
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["the", "a", "cat", "dog", "sees", "likes", "big", "small", "house", "tree"]
@@ -82,8 +82,12 @@ def test_flags_reach_the_method(folder, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["model", "out", "--pattern", "2:4"], "--data: missing; wanda prunes by what it sees of texts"),
-        (["model", "model", "--pattern", "2:4", "--data", "texts.txt"], "output: want another folder than the input"),
+        (
+            ["model", "out", "--pattern", "2:4", "--method", "wanda"],
+            "--data: missing; wanda prunes by what it sees of texts",
+        ),
+        (["model", "out", "--pattern", "4x1"], "target_sparsity: missing; want which fraction"),
+        (["model", "model", "--pattern", "2:4", "--data", "texts.txt"], "OUT: want another folder than MODEL"),
         (["../none", "out", "--pattern", "2:4", "--data", "texts.txt"], "none: want a folder with config.json"),
         (
             ["model", "out", "--pattern", "4x1", "--target_sparsity", "0.5", "--data", "texts.txt"],
@@ -91,7 +95,7 @@ def test_flags_reach_the_method(folder, capsys):
         ),
         (["model", "out", "--pattern", "2:4", "--data", "none.txt"], "calibration: none.txt: no such file or folder"),
         (["model", "out", "--pattern", "2:4", "--data", "blank.txt"], "but 'blank.txt' holds none that is not empty"),
-        (["model", "out", "--pattern", "2:4", "--data", "t.txt", "--device", "x"], "device: 'x' can't be used"),
+        (["model", "out", "--pattern", "2:4", "--data", "t.txt", "--device", "x"], "--device: 'x' can't be used"),
         (["bare", "out", "--pattern", "2:4", "--data", "texts.txt"], "bare: its tokenizer can't be loaded: "),
         (
             ["model", "out", "--pattern", "2:4", "--data", "texts.txt", "--max_length", "64"],
@@ -109,7 +113,7 @@ def test_mistakes_get_one_line(folder, capsys, flags, message):
     for name in ("config.json", "model.safetensors"):
         (folder / "bare" / name).write_bytes((folder / "model" / name).read_bytes())
     assert main(["prune", *flags]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trisparse: ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trisparse ")]
     assert len(lines) == 1
     assert message in lines[0]
     assert not (folder / "out").exists()

@@ -1,4 +1,4 @@
-"""The console script `trisparse`."""
+"""`trisparse compress`, `inspect` and `export`."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trisparse import from_pretrained, prune_once
-from trisparse.prune.command import main
+from trisparse.cli import main
 
 transformers = pytest.importorskip("transformers")
 
@@ -43,7 +43,7 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "x dense, T=8" in text
     assert "the smallest" in text
-    assert "files 0.3 MiB before, 0.2 MiB after" in text
+    assert "files 0.3 -> 0.2 MiB; " in text
     assert {path.name for path in small.iterdir()} == {
         "config.json", "model.safetensors", "vocab.txt", "compression_report.json", ".trisparse.json",
     }  # fmt: skip
@@ -66,7 +66,7 @@ def test_an_older_checkpoint_without_safetensors(folder, tmp_path, capsys):
     (folder / "model.safetensors").unlink()
     small = tmp_path / "small"
     assert main(["compress", str(folder), str(small), "--prefer", "memory", "--no_measure"]) == 0
-    assert "files 0.3 MiB before, 0.2 MiB after" in capsys.readouterr().out
+    assert "files 0.3 -> 0.2 MiB; " in capsys.readouterr().out
     assert not (small / "pytorch_model.bin").exists()
     torch.testing.assert_close(logits(small), want)
 
@@ -97,7 +97,7 @@ def test_a_compressed_checkpoint_is_not_compressed_again(folder, tmp_path, capsy
     flags = ["--prefer", "memory", "--no_measure"]
     assert main(["compress", str(folder), str(tmp_path / "small"), *flags]) == 0
     assert main(["compress", str(tmp_path / "small"), str(tmp_path / "again")]) == 2
-    assert "trisparse: model: is compressed already" in capsys.readouterr().err
+    assert "trisparse compress: error: model: is compressed already" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
     assert main(["export", str(tmp_path / "small"), str(tmp_path / "dense"), "--format", "dense"]) == 0
     assert not (tmp_path / "dense" / "compression_report.json").exists()
@@ -128,17 +128,17 @@ def test_pictures_keep_their_channels_and_say_why(tmp_path, capsys):
     [
         (["inspect", "nowhere"], "nowhere: want a folder with config.json, found none"),
         (["compress", "nowhere", "out"], "nowhere: want a folder with config.json"),
-        (["compress", "{folder}", "{folder}"], "output: want another folder than the input"),
+        (["compress", "{folder}", "{folder}"], "OUT: want another folder than MODEL"),
         (
             ["compress", "{folder}", "out", "--tokens", "0"],
             "tokens: want at least one number of tokens, each 1 or more, got [0]",
         ),
-        (["compress", "{folder}", "out", "--device", "bogus"], "device: 'bogus' can't be used: RuntimeError: "),
-        (["compress", "{folder}", "out", "--device", "cuda:99"], "device: 'cuda:99' can't be used: "),
-        (["compress", "{folder}", "out", "--device", "meta"], "device: want one that computes, got 'meta'"),
+        (["compress", "{folder}", "out", "--device", "bogus"], "--device: 'bogus' can't be used: RuntimeError: "),
+        (["compress", "{folder}", "out", "--device", "cuda:99"], "--device: 'cuda:99' can't be used: "),
+        (["compress", "{folder}", "out", "--device", "meta"], "--device: want one that computes, got 'meta'"),
         (["compress", "{folder}", "out", "--max_shard_size", "abc"], "max_shard_size: want bytes or a text like"),
         (["compress", "{folder}", "{folder}/vocab.txt"], "vocab.txt is a file"),
-        (["compress", "{folder}", "{folder}/vocab.txt/below"], "output: want a folder, but "),
+        (["compress", "{folder}", "{folder}/vocab.txt/below"], "OUT: want a folder, but "),
         (["compress", "{folder}", "/proc/nothing", "--no_measure"], "/proc/nothing"),
         (["export", "{folder}", "{folder}/vocab.txt", "--format", "dense"], "vocab.txt is a file"),
         (["inspect", "{folder}/vocab.txt"], "vocab.txt: want a folder with config.json, found none"),
@@ -149,7 +149,7 @@ def test_mistakes_get_one_line(folder, tmp_path, monkeypatch, capsys, arguments,
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert main([argument.format(folder=folder) for argument in arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trisparse: ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trisparse ")]
     assert len(lines) == 1
     assert message in lines[0]
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
@@ -176,10 +176,12 @@ def test_only_what_the_same_command_wrote_is_written_over(folder, tmp_path, caps
     kept = contents(other)
     run = [name, str(folder), str(other), *flags]
     with monkeypatch.context() as patch:
-        patch.setattr("trisparse.prune.command.from_pretrained", lambda *_, **__: 1 / 0)  # refused before it is loaded
+        patch.setattr(
+            f"trisparse.prune.commands.{name}.from_pretrained", lambda *_, **__: 1 / 0
+        )  # refused before it is loaded
         assert main(run) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"trisparse: {other}: holds config.json, model.safetensors, which ")
+    assert said.startswith(f"trisparse {name}: error: {other}: holds config.json, model.safetensors, which ")
     assert said.endswith("give another folder, or overwrite=True (--overwrite) to replace it")
     assert contents(other) == kept
     assert main([*run, "--overwrite"]) == 0
@@ -202,7 +204,7 @@ def test_a_failure_at_the_end_leaves_what_was_there(folder, tmp_path, monkeypatc
     out = tmp_path / "out"
     assert main(["compress", str(folder), str(out), "--no_measure"]) == 0
     kept = contents(out)
-    for module in ("trisparse.prune.command", "trisparse.prune.deploy.compress_checkpoint"):
+    for module in ("trisparse.prune.commands.export", "trisparse.prune.deploy.compress_checkpoint"):
         monkeypatch.setattr(f"{module}.copy_small_files", lambda *_: 1 / 0)
     for command in (["compress", "--no_measure"], ["export", "--format", "dense", "--overwrite"]):
         with pytest.raises(ZeroDivisionError):

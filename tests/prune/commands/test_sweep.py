@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trisparse.prune.command import main
+from trisparse.cli import main
 from trisparse.prune.glue import sweep
 
 FLAGS = ["--model_name_or_path", "m", "--task_name", "mrpc", "--distill_loss_weight", "5"]
@@ -12,7 +12,7 @@ FLAGS = ["--model_name_or_path", "m", "--task_name", "mrpc", "--distill_loss_wei
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Stands in for trisparse-glue: writes what it would, and remembers its words."""
+    """Stands in for trisparse train: writes what it would, and remembers its words."""
     made = []
 
     def run(folder, words):

@@ -1,0 +1,34 @@
+"""`trisparse train`, and `trisparse-glue`: the GLUE loop, its flags checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from trisparse.prune.errors import PruningError
+from trisparse.prune.glue.parse import make_parser as make_parser
+from trisparse.prune.glue.parse import parse_arguments
+
+_GO_ON = "if an epoch had ended, --resume_from_checkpoint with the output_dir goes on from it"
+# what gloo and NCCL say in the processes that wait for one that is gone
+_LOST = "gloo/transport.*(Connection|Broken pipe|Socket closed)|remote process exited"
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Make one run.
+
+    Raises:
+        PruningError: what the user can mend, or another process that has ended.
+    """
+    args = parse_arguments(argv, prog)
+    try:
+        from trisparse.prune.glue.train import run
+
+        run(args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; {_GO_ON}") from None
+    except RuntimeError as error:
+        if not re.search(_LOST, str(error)):
+            raise
+        raise PruningError(f"another process ended, and with it the run; {_GO_ON}") from None
+    return 0
