@@ -123,7 +123,7 @@ def css(is_dark: bool) -> str:
     return " ".join(f"--{name}: {pair[is_dark]};" for name, pair in COLORS.items())
 
 
-def pattern_look(pattern: str) -> dict[str, str]:
+def pattern_look(pattern: str) -> dict[str, Any]:
     """Colour and marker of a pattern, the same in every picture. What is no single pattern has the colour of text."""
     size = re.match(r"(\d+)x(\d+)", pattern)
     n, m = sorted(map(int, size.groups())) if size else (0, 0)
@@ -152,7 +152,8 @@ def plain_log(axis: Axis, ticks: Sequence[float] | None = None, low: float = 0.0
     """A logarithmic axis whose ticks are plain numbers: those given, or a few between `low` and `high`."""
     from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    set_scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    set_scale("log")
     if ticks is not None:
         axis.set_major_locator(FixedLocator(list(ticks)))
     elif high > 4 * low:

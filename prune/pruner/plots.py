@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trisparse.prune.plot_style import COLOR, WIDTH, dense_line, has_matplotlib, pattern_look, plain_log, save, styled
 
@@ -22,7 +22,7 @@ class Bar(NamedTuple):
     label: str
     pattern: str
     value: Any
-    count: int
+    layers: int
 
 
 def grouped(rows: Sequence[tuple[str, str, Hashable]]) -> list[Bar]:
@@ -138,7 +138,7 @@ def draw_course(
         axes.margins(y=0.15)
 
 
-def _remark(axes: Axes, text: str, side: str) -> None:
+def _remark(axes: Axes, text: str, side: Literal["left", "right"]) -> None:
     """Above a panel, where it hides nothing."""
     axes.set_title(text, loc=side, fontsize=8.5, fontweight="normal", color=COLOR["soft"])
 

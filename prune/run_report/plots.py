@@ -76,7 +76,9 @@ def heat_map(run: Run) -> str:
     shares = np.array(masks["pruned"]) / np.array(masks["weights"])
     patterns = {row["name"]: row["pattern"] for row in run.layers or ()}
     values = [tuple(share) for share in shares.round(3).T]
-    rows = grouped([(n, patterns.get(n, ""), v) for n, v in zip(masks["layers"], values, strict=True)])
+    rows = grouped(
+        [(n, patterns.get(n, run.results["pattern"]), v) for n, v in zip(masks["layers"], values, strict=True)]
+    )
     blue = to_rgb(COLOR["vectors-4"])
     shades = LinearSegmentedColormap.from_list("shades", [(*blue, 0.0), (*blue, 1.0)])  # shows on white and on dark
     with styled(NARROW, 1.2 + 0.17 * len(rows)) as figure:

@@ -81,7 +81,7 @@ def page(tmp_path):
             "sparsity": {"pruned_layers": 0.9001, "matmul_gemm_conv": 0.8002, "all_parameters": 0.7003},
             "steps_per_second": 0.01, "device": "a device", "versions": {"trisparse": "0.1.0", "torch": "2.13.0"},
             "steps": {"total_steps": 40, "start_step": 5, "end_step": 30, "pruning_frequency": 5},
-            "notes": ["dense: " + ", ".join(names)],
+            "notes": ["dense: " + ".".join(names)],
             "arguments": {"model_name_or_path": "runs/" + "a-long-name-without-a-space-" * 4},
         }  # fmt: skip
         history = {
