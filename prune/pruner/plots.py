@@ -22,7 +22,6 @@ class Bar(NamedTuple):
     label: str
     pattern: str
     value: Any
-    layers: int
 
 
 def grouped(rows: Sequence[tuple[str, str, Hashable]]) -> list[Bar]:
@@ -37,8 +36,7 @@ def grouped(rows: Sequence[tuple[str, str, Hashable]]) -> list[Bar]:
     for name, pattern, value in named:
         equal = [kind for kind in _kinds(name, pattern) if len(kinds[kind]) > 1 and len(set(kinds[kind])) == 1]
         pattern_or_name, _ = key = equal[0] if equal else (name, pattern)
-        count = len(kinds[key]) if equal else 1
-        bars[key] = Bar(f"{pattern_or_name} x{count}" if equal else name, pattern, value, count)
+        bars[key] = Bar(f"{pattern_or_name} x{len(kinds[key])}" if equal else name, pattern, value)
     return list(bars.values())
 
 

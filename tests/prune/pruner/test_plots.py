@@ -22,22 +22,22 @@ def names(*kinds):
 
 def test_equal_layers_of_a_pattern_are_one_bar():
     rows = [(name, "2:4", 0.5) for name in names("query", "key")]
-    assert plots.grouped(rows) == [("2:4 x6", "2:4", 0.5, 6)]
+    assert plots.grouped(rows) == [("2:4 x6", "2:4", 0.5)]
     mixed = [*rows, ("bert.pooler", "1x1", 0.9)]
-    assert plots.grouped(mixed) == [("2:4 x6", "2:4", 0.5, 6), ("pooler", "1x1", 0.9, 1)]
+    assert plots.grouped(mixed) == [("2:4 x6", "2:4", 0.5), ("pooler", "1x1", 0.9)]
 
 
 def test_equal_layers_of_a_name_are_one_bar_and_a_chance_meeting_hides_no_name():
     values = {"query": (0.5, 0.5, 0.5), "key": (0.5, 0.6, 0.5)}
     rows = [(f"bert.layer.{i}.{kind}", "4x1", values[kind][i]) for i in range(3) for kind in ("query", "key")]
     assert plots.grouped(rows) == [
-        ("*.query x3", "4x1", 0.5, 3), ("0.key", "4x1", 0.5, 1), ("1.key", "4x1", 0.6, 1), ("2.key", "4x1", 0.5, 1),
+        ("*.query x3", "4x1", 0.5), ("0.key", "4x1", 0.5), ("1.key", "4x1", 0.6), ("2.key", "4x1", 0.5),
     ]  # fmt: skip
 
 
 def test_layers_without_a_common_name():
-    assert plots.grouped([("a", "4x1", 0.1)]) == [("a", "4x1", 0.1, 1)]
-    assert plots.grouped([("0", "4x1", 0.1), ("1", "4x1", 0.2)]) == [("0", "4x1", 0.1, 1), ("1", "4x1", 0.2, 1)]
+    assert plots.grouped([("a", "4x1", 0.1)]) == [("a", "4x1", 0.1)]
+    assert plots.grouped([("0", "4x1", 0.1), ("1", "4x1", 0.2)]) == [("0", "4x1", 0.1), ("1", "4x1", 0.2)]
     assert plots.grouped([("2", "4x1", 0.1), ("2", "2:4", 0.1)])[1].pattern == "2:4", "one of two groups"
 
 
