@@ -62,7 +62,7 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path) -> dict[str,
     result |= {"end_to_end": ends, "layers": report.to_dict()["layers"]}
     print(table(report, ends, tokens))  # noqa: T201
     atomic_write(out / "model.json", json.dumps(result, indent=1) + "\n")
-    curves = {f"{form}, {shape}": [_mean(found, t) for t in tokens] for (shape, form), found in _kinds(report).items()}
+    curves = {(form, shape): [_mean(found, t) for t in tokens] for (shape, form), found in _kinds(report).items()}
     models = {f"model, {end['prefer']}": [end["times_faster"][t] for t in tokens] for end in ends}
     plot_gains(tokens, curves, models, out / "model.png")
     return result

@@ -37,7 +37,7 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
         save_model(s.folder, s.bare, weights, s.tokenizer, pruner_state)
         if report:
             report.save(s.folder)
-        plot_history(progress["steps"], progress["evals"], s.task.best[0], s.folder / "history.png")
+        _plot(s, progress, results)
         history = {key: value for key, value in progress.items() if key in ("steps", "evals", "masks")}
         save_results(s.folder, results, history)
         if report:
@@ -54,6 +54,14 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
             s.accelerator.print(f"uploaded to {push_to_hub(s.folder, s.args)}")
     s.accelerator.end_training()
     return results
+
+
+def _plot(s: Setup, progress: dict[str, Any], results: dict[str, Any]) -> None:
+    levels, target = dict(results["teacher_eval"]), results["target_sparsity"]
+    if s.pruner and isinstance(target, float) and not any(group.is_lock for group in s.pruner.config.groups):
+        levels["sparsity"] = target
+    title = f"{results['task']}, {results['pattern']}" + (f" at {target:g}" if "sparsity" in levels else "")
+    plot_history(progress["steps"], progress["evals"], levels, results["pattern"], title, s.folder / "history.png")
 
 
 def _compressed(s: Setup, prefer: str, has_best: bool) -> tuple[str, dict[str, Any]]:

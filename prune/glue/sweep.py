@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.files import atomic_save, atomic_write
+from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import GlueArguments
 from trisparse.prune.glue.own_task import task_of
 from trisparse.prune.glue.parse import parse_arguments
+from trisparse.prune.plot_style import COLOR, WIDTH, dense_line, has_matplotlib, pattern_look, save, styled
 from trisparse.prune.text_table import aligned
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESULTS, TABLE, PICTURE = "all_results.json", "sweep.json", "sweep.png"
 _TRAIN = "import sys; from trisparse.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
@@ -110,23 +114,29 @@ def table(rows: Sequence[dict[str, Any]], name: str) -> list[list[str]]:
 
 def plot(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
     """The metric against measured speed, dense at 1; nothing where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
+    if not has_matplotlib():
         return
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = figure.subplots()
-    speeds, values = [row["measured"] for row in rows], [row["eval"][name] for row in rows]
-    dense = rows[0]["teacher_eval"].get(name)
+    with styled(WIDTH, 3.8) as figure:
+        axes = figure.subplots()
+        look = pattern_look(rows[0]["pattern"])
+        draw_speed(axes, {rows[0]["pattern"]: (rows, look)}, rows[0]["teacher_eval"].get(name), name)
+        for row in rows:
+            place, text = (row["measured"], row["eval"][name]), f"{row['zeros']:.0%} zeros"
+            axes.annotate(text, place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+        figure.suptitle(f"{name} against measured speed")
+        save(figure, path)
+
+
+def draw_speed(
+    axes: Axes, series: Mapping[str, tuple[Sequence[dict[str, Any]], dict[str, Any]]], dense: float | None, name: str
+) -> None:
+    """Rows of every series, with its label and look, as a metric against measured speed; the dense model is at 1."""
     if dense:
-        speeds, values = [1.0, *speeds], [dense, *values]
-        axes.axhline(dense, color="#8a8f98", linewidth=0.9, linestyle="--", label="dense")
-        axes.legend(frameon=False)
-    axes.plot(speeds, values, "o-", color="#2f5f8f")
-    for row in rows:
-        place, text = (row["measured"], row["eval"][name]), f"{row['zeros']:.0%} zeros"
-        axes.annotate(text, place, textcoords="offset points", xytext=(4, 6), fontsize=8, color="#3c4043")
-    axes.set(xlabel="times as fast as dense, measured", ylabel=name, xlim=(0.9, None))
-    axes.margins(x=0.12, y=0.18)
-    axes.grid(alpha=0.3)
-    atomic_save(path, lambda file: figure.savefig(file, dpi=150))
+        dense_line(axes, dense)
+        axes.plot([1], [dense], "o", color=COLOR["dense"])
+    for label, (rows, look) in series.items():
+        own = sorted((row["measured"], row["eval"][name]) for row in rows)
+        axes.plot([x for x, _ in own], [y for _, y in own], label=label, **look)
+    axes.margins(x=0.2, y=0.2)
+    axes.set(xlabel="times as fast as dense, measured", ylabel=name)
+    axes.figure.legend(loc="outside lower center", ncols=2)

@@ -82,8 +82,7 @@ class SparsityReport:
         directory.mkdir(parents=True, exist_ok=True)
         picture.unlink(missing_ok=True)  # else one of another report, should what follows be interrupted
         atomic_write(table, json.dumps(self.to_dict(), indent=2) + "\n")
-        bars = [(f"{row.name} ({row.pattern})", row.sparsity) for row in self.layers]
-        plot_sparsity(bars, self.pruned_layers, picture)
+        plot_sparsity([(row.name, row.pattern, row.sparsity) for row in self.layers], self.pruned_layers, picture)
 
 
 def _is_report(path: Path) -> bool:

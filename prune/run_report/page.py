@@ -13,6 +13,8 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import DEFAULTS
 from trisparse.prune.glue.output import PAGE
+from trisparse.prune.plot_style import css, pattern_look, variable
+from trisparse.prune.pruner.plots import common_prefix
 from trisparse.prune.run_report.folder import Run, read_run
 
 _MARK = b"Written by <code>trisparse report</code>"  # as the template has it
@@ -62,27 +64,14 @@ def make_page(runs: Sequence[Run]) -> str:
     )  # fmt: skip
     title = f"{runs[0].name}: {_headline(runs[0])}" if len(runs) == 1 else f"{len(runs)} runs"
     sections = [_section(run) for run in runs]
-    text = environment.get_template("run.html").render(title=title, runs=sections)
+    colors = {"light": css(is_dark=False), "dark": css(is_dark=True)}
+    text = environment.get_template("run.html").render(title=title, runs=sections, curves=_curves(runs), **colors)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _section(run: Run) -> dict[str, Any]:
-    """What the template says of a run, as text."""
-    from markupsafe import Markup
-
-    from trisparse.prune.run_report import plots as run_plots
-
-    results = run.results
-    prefix = _common_prefix(run.masks["layers"]) if run.masks else ""
-    badges = _badges(run)
-    heading = "Loss, sparsity and evaluation" if run.layers else "Loss and evaluation"
-    pictures = [(heading, _curves_caption(run), run_plots.curves(run))]
-    if run.masks:
-        within = f"; names are those within {prefix.rstrip('.')}" if prefix else ""
-        caption = f"Sparsity of every pruned layer, as its masks were at the last log{within}."
-        pictures.append(("Sparsity by layer", caption, run_plots.heat_map(run.masks, run.steps[-1]["step"], prefix)))
-        caption = f"Weights that masks pruned between two logs; {sum(run.masks['pruned'][-1]):,} are pruned at the end."
-        pictures.append(("Mask flips", caption, run_plots.flips(run)))
+    """What the template says of a run alone, as text."""
+    results, badges = run.results, _badges(run)
     return {
         "name": run.name,
         "headline": _headline(run),
@@ -97,11 +86,46 @@ def _section(run: Run) -> dict[str, Any]:
         "layers": [_layer(row) for row in run.layers or ()],
         "is_pruned": run.layers is not None,
         "has_masks": run.masks is not None,
-        "pictures": [(heading, caption, Markup(picture)) for heading, caption, picture in pictures],
+        "pictures": _layer_pictures(run) if run.layers else None,
         "pruned": f"{results['sparsity']['pruned_layers']:.4f}",
         "all": f"{results['sparsity']['all_parameters']:.4f}",
         "seconds": _duration(results["train_seconds"]),
     }
+
+
+def _curves(runs: Sequence[Run]) -> dict[str, Any]:
+    """What runs logged, in pictures that they share, and a key that tells them apart."""
+    from markupsafe import Markup
+
+    from trisparse.prune.run_report.plots import curves, looks
+
+    key = []
+    for run, look in zip(runs, looks(runs), strict=True):
+        dashes = "none" if look["linestyle"] == "-" else " ".join(f"{3 * length:g}" for length in look["linestyle"][1])
+        key.append((run.name, variable(look["color"]), dashes))
+    has_window = runs[0].window is not None and len({run.window for run in runs}) == 1
+    return {
+        "heading": "Loss, sparsity and evaluation" if any(run.layers for run in runs) else "Loss and evaluation",
+        "key": key if len(runs) > 1 else [],
+        "figures": [("", Markup(picture)) for picture in curves(runs)],
+        "note": "Dotted: where pruning starts and ends." if has_window else "",
+    }
+
+
+def _layer_pictures(run: Run) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from trisparse.prune.run_report import plots as run_plots
+
+    prefix = common_prefix([row["name"] for row in run.layers or ()])
+    within = f"; names are those within {prefix.rstrip('.')}" if prefix else ""
+    figures = [(f"At the end{within}.", run_plots.bars(run))]
+    if run.masks:
+        caption = f"Mask flips between two logs; {sum(run.masks['pruned'][-1]):,} are pruned at the end."
+        figures.append((caption, run_plots.flips(run)))
+        figures.append(("Over the steps, as the masks were at the last log.", run_plots.heat_map(run)))
+    pictures = [(caption, Markup(picture)) for caption, picture in figures]
+    return {"heading": "Sparsity by layer", "key": [], "figures": pictures, "note": ""}
 
 
 def _headline(run: Run) -> str:
@@ -185,29 +209,9 @@ def _layer(row: dict[str, Any]) -> dict[str, str]:
         "extra": f"{row['extra_zeros']:,}",
         "sparsity": f"{row['sparsity']:.4f}",
         "percent": f"{100 * row['sparsity']:.2f}",
+        "color": variable(pattern_look(row["pattern"])["color"]),
         "verified": "yes" if row["verified"] else "no",
     }
-
-
-def _curves_caption(run: Run) -> str:
-    parts = ["Solid: this run."]
-    if run.results["teacher_eval"]:
-        parts.append("Dashed, below: the teacher.")
-    if isinstance(run.target, int | float):
-        parts.append("Dashed, middle: the target sparsity.")
-    if run.window is not None:
-        parts.append("Dotted: where pruning starts and ends.")
-    return " ".join(parts)
-
-
-def _common_prefix(names: Sequence[str]) -> str:
-    """What all names begin with, up to a dot."""
-    prefix = ""
-    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(parts)) > 1:
-            break
-        prefix += f"{parts[0]}."
-    return prefix
 
 
 def _value(value: Any) -> str:

@@ -1,127 +1,110 @@
-"""Pictures of a run as SVG to put into a page; they hold no links, and pixels only as data."""
+"""Pictures of runs as SVG to put into a page; they hold no links, and pixels only as data.
+
+Each is as wide as a phone's screen, so that its letters can be read there; a page sets them side by side.
+"""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from trisparse.prune.plot_style import COLOR, NARROW, pattern_look, styled, to_svg
+from trisparse.prune.pruner.plots import bars_height, courses, draw_course, draw_sparsity, grouped
 from trisparse.prune.run_report.folder import Run
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_BLUE, _RED, _GREEN, _GRAY = "#2f5f8f", "#b5482f", "#3a7d44", "#8a8f98"
-_WIDE = 9.2  # inches
 _COLUMNS = 480  # of the heat map
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the page's own font
-    "svg.hashsalt": "trisparse",  # the same run gives the same bytes
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GRAY,
-    "axes.labelcolor": "#3c4043",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e8eb",
-    "xtick.color": "#3c4043",
-    "ytick.color": "#3c4043",
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 
 
-def curves(run: Run) -> str:
-    """Training loss, sparsity and evaluation metrics over optimizer steps."""
-    from matplotlib import rc_context
-
-    results, x = run.results, [row["step"] for row in run.steps]
-    with rc_context(_STYLE):
-        figure = _figure(6.0 if run.layers else 4.2)
-        axes = list(figure.subplots(3 if run.layers else 2, 1, sharex=True))
-        losses = [row["loss"] for row in run.steps]
-        axes[0].plot(x, losses, color=_BLUE, linewidth=1.3, marker="." if len(x) < 2 else "")
-        axes[0].set(ylabel="training loss", ylim=(0, 1.08 * max(losses) or 1))
-        if run.layers:
-            axes[1].plot(x, [row["sparsity"] for row in run.steps], color=_RED, linewidth=1.3)
-            if isinstance(run.target, int | float):
-                axes[1].axhline(run.target, color=_GRAY, linewidth=0.9, linestyle="--")
-            axes[1].set(ylabel="sparsity", ylim=(0, 1.03))
-            if all("steps_per_second" in row for row in run.steps):  # older runs have none
-                rates = [row["steps_per_second"] for row in run.steps]
-                beside = axes[1].twinx()
-                beside.plot(x, rates, color=_GRAY, linewidth=1)
-                beside.set(ylabel="steps a second", ylim=(0, 1.15 * max(rates) or 1))
-                beside.grid(visible=False)
-        for metric, color in zip(results["eval"], (_GREEN, _BLUE, _RED, _GRAY), strict=False):
-            values = [row[metric] for row in run.evals]
-            axes[-1].plot(
-                [row["step"] for row in run.evals], values, "o-", color=color, markersize=3.5, linewidth=1.3,
-                label=metric, clip_on=False,
-            )  # fmt: skip
-            if results["teacher_eval"]:
-                axes[-1].axhline(results["teacher_eval"][metric], color=color, linewidth=0.9, linestyle="--")
-        axes[-1].set(ylabel="evaluation", xlabel="optimizer step", xlim=(0, max(x[-1], 1)))
-        axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4)
-        for step in (run.window or ())[:2]:
-            for panel in axes:
-                panel.axvline(step, color=_GRAY, linewidth=0.8, linestyle=":")
-        figure.align_ylabels()
-        return _svg(figure)
+def looks(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """How each run's lines look: the colour of its pattern, and dashes by which runs of one pattern differ."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        look = pattern_look(run.results["pattern"])
+        before = sum(other["color"] == look["color"] for other in found)
+        found.append(look | {"linestyle": _DASHES[before % len(_DASHES)]})
+    return found
 
 
-def heat_map(masks: dict[str, Any], last_step: int, prefix: str) -> str:
-    """Sparsity of every layer over optimizer steps; names are shown without `prefix`."""
-    from matplotlib import rc_context
+def curves(runs: Sequence[Run]) -> list[str]:
+    """Training loss, metrics, sparsity and speed over optimizer steps, a picture each, with every run that has them."""
+    found = [(run, look, courses(run.steps, run.evals)) for run, look in zip(runs, looks(runs), strict=True)]
+    windows = {run.window for run in runs}
+    (window,) = windows if len(windows) == 1 else (None,)
+    pictures = []
+    for title in dict.fromkeys(title for _, _, panels in found for title in panels):
+        lines = [(*panels[title], look) for _, look, panels in found if title in panels]
+        with styled(NARROW, 2.1) as figure:
+            axes = figure.subplots()
+            draw_course(axes, title, lines, _level([run for run, _, panels in found if title in panels], title))
+            axes.set(xlabel="optimizer step", xlim=(0, max(1, *(run.steps[-1]["step"] for run in runs))))
+            for step in (window or ())[:2]:
+                axes.axvline(step, color=COLOR["soft"], linewidth=0.9, linestyle=":")
+            pictures.append(to_svg(figure))
+    return pictures
 
-    weights, names = np.array(masks["weights"]), [name.removeprefix(prefix) for name in masks["layers"]]
-    last_step = max(last_step, masks["steps"][-1], 1)
+
+def _level(runs: Sequence[Run], title: str) -> float | None:
+    """The target sparsity or the teacher's metric, where it is one number for all runs that have it."""
+    values = [run.target if title == "sparsity" else run.results["teacher_eval"].get(title) for run in runs]
+    found = {value for value in values if isinstance(value, int | float)}
+    return found.pop() if len(found) == 1 else None
+
+
+def bars(run: Run) -> str:
+    """Sparsity of the layers at the end; equal ones are one bar."""
+    rows = grouped([(row["name"], row["pattern"], round(row["sparsity"], 3)) for row in run.layers or ()])
+    with styled(NARROW, bars_height(rows)) as figure:
+        if isinstance(run.target, int | float):
+            draw_sparsity(figure.subplots(), rows, run.target, "target")
+        else:
+            draw_sparsity(figure.subplots(), rows, run.results["sparsity"]["pruned_layers"], "all of them")
+        return to_svg(figure)
+
+
+def heat_map(run: Run) -> str:
+    """Sparsity of every layer over optimizer steps, the darker the more; layers of equal courses are one row."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    masks: dict[str, Any] = run.masks or {}
+    last_step = max(run.steps[-1]["step"], masks["steps"][-1], 1)
     # a column of pixels shows the masks at the end of its steps
     ends = np.linspace(0, last_step, _COLUMNS + 1)[1:]
-    rows = np.searchsorted(masks["steps"], ends, side="right").clip(1) - 1
-    with rc_context({**_STYLE, "axes.grid": False}):
-        figure = _figure(1.0 + 0.17 * len(names))
-        axes = figure.subplots()
-        image = axes.imshow(
-            (np.array(masks["pruned"])[rows] / weights).T, aspect="auto", interpolation="none", cmap="YlGnBu",
-            vmin=0, vmax=1, extent=(0, last_step, len(names) - 0.5, -0.5),
+    places = np.searchsorted(masks["steps"], ends, side="right").clip(1) - 1
+    shares = np.array(masks["pruned"]) / np.array(masks["weights"])
+    patterns = {row["name"]: row["pattern"] for row in run.layers or ()}
+    values = [tuple(share) for share in shares.round(3).T]
+    rows = grouped(
+        [(n, patterns.get(n, run.results["pattern"]), v) for n, v in zip(masks["layers"], values, strict=True)]
+    )
+    blue = to_rgb(COLOR["vectors-4"])
+    shades = LinearSegmentedColormap.from_list("shades", [(*blue, 0.0), (*blue, 1.0)])  # shows on white and on dark
+    with styled(NARROW, 1.2 + 0.17 * len(rows)) as figure:
+        axes, key = figure.subplots(2, 1, height_ratios=[0.17 * len(rows), 0.1])
+        pixels = np.array([row.value for row in rows])[:, places]
+        axes.imshow(
+            pixels, aspect="auto", interpolation="none", cmap=shades, vmin=0, vmax=1,
+            extent=(0, last_step, len(rows) - 0.5, -0.5),
         )  # fmt: skip
-        axes.set_yticks(range(len(names)), names, fontsize=7.5)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=7.5)
         axes.set(xlabel="optimizer step")
-        bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.03, aspect=max(8.0, 1.2 * len(names)))
-        bar.set_label("sparsity")
-        bar.outline.set_visible(False)
-        return _svg(figure)
+        key.imshow(np.linspace(0, 1, 100)[None], aspect="auto", cmap=shades, vmin=0, vmax=1, extent=(0, 1, 0, 1))
+        key.set(yticks=[], xlabel="sparsity")
+        for panel in (axes, key):
+            panel.grid(visible=False)
+            panel.spines[["left", "bottom"]].set_visible(False)
+        return to_svg(figure)
 
 
 def flips(run: Run) -> str:
     """Weights newly pruned between two looks at the masks."""
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
-        figure = _figure(2.2)
+    with styled(NARROW, 2.1) as figure:
         axes = figure.subplots()
         edges = [0, *(row["step"] for row in run.steps)]
-        axes.stairs([row["flips"] for row in run.steps], edges, fill=True, color=_RED, alpha=0.75)
-        axes.set(xlabel="optimizer step", ylabel="newly pruned", xlim=(0, edges[-1]), ylim=(0, None))
+        color = pattern_look(run.results["pattern"])["color"]
+        axes.stairs([row["flips"] for row in run.steps], edges, fill=True, color=color)
+        axes.set(xlabel="optimizer step", title="weights newly pruned", xlim=(0, edges[-1]), ylim=(0, None))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        return _svg(figure)
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(_WIDE, height), layout="constrained")
-
-
-def _svg(figure: Figure) -> str:
-    """The `<svg>` element, without the XML header and metadata, which name addresses."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+        return to_svg(figure)

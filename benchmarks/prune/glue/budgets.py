@@ -18,10 +18,11 @@ import sysconfig
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from trisparse.kernels.cache import extensions, processor
-from trisparse.prune.files import atomic_save, atomic_write
+from trisparse.prune.files import atomic_write
+from trisparse.prune.glue.sweep import draw_speed
+from trisparse.prune.plot_style import WIDTH, pattern_look, save, styled
 from trisparse.prune.text_table import aligned
 
 BIN = Path(sysconfig.get_path("scripts"))
@@ -29,6 +30,12 @@ SPARSITIES = (0.8, 0.95)  # of even pruning, around the budgets
 TOKENS = (128, 1024)
 KINDS = {"budget": "4x1, a budget", "even": "4x1, all layers alike", "mixed": "1x1 and 4x1, as the recipe has them",
          "mixed budget": "1x1 and 4x1, one budget"}  # fmt: skip
+LOOKS = {
+    "budget": pattern_look("4x1"),
+    "even": pattern_look("4x1") | {"linestyle": "--", "marker": "s"},
+    "mixed": pattern_look("1x1 + 4x1"),
+    "mixed budget": pattern_look("1x1 + 4x1") | {"marker": "^"},
+}
 
 
 def main() -> None:
@@ -40,7 +47,11 @@ def main() -> None:
     parser.add_argument("--seed", default="42")
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draw", action="store_true", help="the picture alone, from the JSON that is there")
     args = parser.parse_args()
+    if args.draw:
+        plot(json.loads(args.out.read_text())["runs"], args.out.with_suffix(".png"))
+        return
     args.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     args.runs.mkdir(parents=True, exist_ok=True)
     flags = common(args)
@@ -118,17 +129,11 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for kind, color, marker in zip(KINDS, ("#2f5f8f", "#8a8f98", "#b5482f", "#3a7d44"), "osD^", strict=True):
-        own = sorted((r["measured"], r["eval"]["f1"]) for r in rows if r["kind"] == kind)
-        axes.plot(*zip(*own, strict=True), marker=marker, color=color, label=KINDS[kind])
-    axes.axhline(rows[0]["dense"]["f1"], color="#3c4043", linewidth=0.9, linestyle="--")
-    axes.plot([1], [rows[0]["dense"]["f1"]], "k*", label="dense")
-    axes.set(xlabel="times as fast as dense, measured", ylabel="F1 on MRPC", xlim=(0.9, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    atomic_save(path, lambda file: figure.savefig(file, dpi=150))
+    with styled(WIDTH, 4.2) as figure:
+        series = {KINDS[kind]: ([row for row in rows if row["kind"] == kind], look) for kind, look in LOOKS.items()}
+        draw_speed(figure.subplots(), series, rows[0]["dense"]["f1"], "f1")
+        figure.suptitle("F1 on MRPC against measured speed")
+        save(figure, path)
 
 
 if __name__ == "__main__":

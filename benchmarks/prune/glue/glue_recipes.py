@@ -32,10 +32,9 @@ import sysconfig
 import time
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from trisparse.prune.files import atomic_save, atomic_write
+from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.parse import parse_arguments
+from trisparse.prune.plot_style import COLOR, WIDTH, pattern_look, save, styled
 
 ENCODERS = {"bert-mini": "BERT-mini", "minilm": "all-MiniLM-L6-v2", "distilbert": "DistilBERT"}
 METRIC = {"mrpc": "f1", "sst2": "accuracy"}
@@ -70,7 +69,11 @@ def main() -> None:
     parser.add_argument("--minilm", metavar="MODEL")
     parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draw", action="store_true", help="the picture alone, from the JSON that is there")
     args = parser.parse_args()
+    if args.draw:
+        draw(read(args.out), args.out.with_suffix(".png"))
+        return
     args.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     until = time.monotonic() + args.budget_seconds
     for seed in args.seeds:
@@ -171,7 +174,7 @@ def felt_flags(results: dict) -> dict:
 
 def summary(row: str, runs: list[dict]) -> dict:
     """Over the seeds of a row: values, dense and sparse, the drop of the best, and whether the goal is met."""
-    metric = METRIC["mrpc" if "-mrpc-" in row else "sst2"]
+    metric = metric_of(row)
     dense, sparse = ([run[kind]["best_eval"][metric] for run in runs] for kind in ("dense", "sparse"))
     drop = max(sparse) / max(dense) - 1
     published = PUBLISHED[row]
@@ -186,6 +189,10 @@ def summary(row: str, runs: list[dict]) -> dict:
         "drop": drop,
         "verdict": verdict if is_whole else "not complete",
     }
+
+
+def metric_of(row: str) -> str:
+    return METRIC["mrpc" if "-mrpc-" in row else "sst2"]
 
 
 def spread(values: list[float]) -> str:
@@ -213,30 +220,36 @@ def table(runs: list[dict]) -> str:
 
 
 def draw(runs: list[dict], path: Path) -> None:
-    """Relative drop of every run, over rows, beside the published ones."""
-    figure = Figure(figsize=(8, 0.6 + 0.4 * len(PUBLISHED)), layout="constrained")
-    axes = figure.subplots()
-    rows = list(PUBLISHED)
-    known = [(i, PUBLISHED[row]) for i, row in enumerate(rows) if PUBLISHED[row] is not None]
-    axes.plot(
-        [100 * (p[1] / p[0] - 1) for _, p in known],
-        [i for i, _ in known],
-        "|",
-        markersize=16,
-        label="published, best of each",
-    )
-    for encoder in dict.fromkeys(run["encoder"] for run in runs):
-        points = []
-        for run in (run for run in runs if run["encoder"] == encoder):
-            metric = METRIC["mrpc" if "-mrpc-" in run["row"] else "sst2"]
-            dense, sparse = (run[kind]["best_eval"][metric] for kind in ("dense", "sparse"))
-            points.append((100 * (sparse / dense - 1), rows.index(run["row"])))
-        axes.plot([x for x, _ in points], [y for _, y in points], "o", label=f"{encoder}, each seed")
-    axes.axvline(0, color="gray", linewidth=0.5)
-    axes.set(yticks=range(len(rows)), yticklabels=rows, xlabel="change of the metric against the dense model, %")
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    figure.legend(loc="outside upper center", ncols=2)
-    atomic_save(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    """Relative change of every run that was made, over rows, beside what was published for them."""
+    rows = [row for row in PUBLISHED if any(run["row"] == row for run in runs)]
+    known = [(place, PUBLISHED[row]) for place, row in enumerate(rows) if PUBLISHED[row] is not None]
+    with styled(WIDTH, 1.6 + 0.42 * len(rows)) as figure:
+        axes = figure.subplots()
+        axes.axvline(0, color=COLOR["dense"], linewidth=1.3, linestyle="--", zorder=1, label="dense")
+        x, y = [change(*pair) for _, pair in known], [place for place, _ in known]
+        label = "published for the row, best of each"
+        axes.plot(x, y, "|", color=COLOR["soft"], markersize=11, markeredgewidth=2, label=label)
+        for encoder, marker in zip(dict.fromkeys(run["encoder"] for run in runs), "osD", strict=False):
+            for run in [run for run in runs if run["encoder"] == encoder]:
+                values = (run[kind]["best_eval"][metric_of(run["row"])] for kind in ("dense", "sparse"))
+                axes.plot(change(*values), rows.index(run["row"]), marker, color=row_color(run["row"]))
+            axes.plot([], [], marker, color=COLOR["ink"], label=f"{encoder}, each seed")
+        axes.set(xlabel="change of the metric against the dense model, %", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), rows)
+        figure.suptitle("GLUE recipes: pruned against dense")
+        figure.legend(loc="outside lower center", ncols=2)
+        save(figure, path)
+
+
+def change(dense: float, sparse: float) -> float:
+    """In percent."""
+    return 100 * (sparse / dense - 1)
+
+
+def row_color(row: str) -> str:
+    """That of the pattern in a row's name."""
+    _, pattern = re.split("-mrpc-|-sst2-", row)
+    return pattern_look(re.sub("^2-4$", "2:4", pattern))["color"]
 
 
 def machine(results: Path) -> dict:

@@ -34,6 +34,7 @@ from transformers import BertConfig, BertModel
 from trisparse import MaskedAdamW, Pruner, PruningConfig
 from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
+from trisparse.prune.plot_style import WIDTH, dense_line, pattern_look, save, styled
 from trisparse.sparse_ops import mask_linear, masked_blocks
 
 TOKENS, TEXTS = 768, 16
@@ -223,31 +224,38 @@ def table(layers: list[dict[str, Any]], steps: list[dict[str, Any]], optimizers:
 
 
 def plot(layers: list[dict[str, Any]], steps: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
+    with styled(1.2 * WIDTH, 3.6) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for pattern in ("4x1", "1x1"):
+            rows = [row for row in layers if row["pattern"] == pattern]
+            draw(panels[0], rows, pattern_look(pattern) | {"label": pattern})
+        for name, dashes, marker in zip(MODELS, ("-", "--"), ("o", "s"), strict=True):
+            rows = [row for row in steps if (row["model"], row["pattern"]) == (name, "4x1")]
+            look = pattern_look("4x1") | {"linestyle": dashes, "marker": marker}
+            draw(panels[1], rows, look | {"label": f"{name}, 4x1"})
+        for panel, title in zip(panels, ("one layer, forward and backward", "a whole step"), strict=True):
+            dense_line(panel, 1)
+            panel.set(title=title, xlabel="share of the weights that is zero", ylim=(0, None))
+            panel.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9])
+            panel.legend(loc="upper left")
+        panels[0].set(ylabel="times as fast as dense")
+        figure.suptitle("Training with the kept weights alone, on a CPU")
+        save(figure, path)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    for pattern in ("4x1", "1x1"):
-        rows = [row for row in layers if row["pattern"] == pattern]
-        panels[0].plot([1 - row["zeros"] for row in rows], [row["times"] for row in rows], "o-", label=pattern)
-    for name in MODELS:
-        rows = [row for row in steps if (row["model"], row["pattern"]) == (name, "4x1")]
-        panels[1].plot([1 - row["zeros"] for row in rows], [row["times"] for row in rows], "o-", label=f"{name}, 4x1")
-    for panel, title in zip(panels, ("one layer, forward and backward", "a whole step"), strict=True):
-        panel.axhline(1, color="gray", linewidth=0.8)
-        panel.set(title=title, xlabel="share of the weights that is kept", ylim=(0, None))
-        panel.grid(alpha=0.3)
-        panel.legend()
-    panels[0].set(ylabel="times as fast as dense")
-    figure.savefig(path, dpi=120)
+def draw(panel: Any, rows: list[dict[str, Any]], look: dict[str, Any]) -> None:
+    panel.plot([row["zeros"] for row in rows], [row["times"] for row in rows], **look)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draw", action="store_true", help="the picture alone, from the JSON that is there")
     args = parser.parse_args()
+    if args.draw:
+        found = json.loads(args.out.read_text())
+        plot(found["layers"], found["steps"], args.out.with_suffix(".png"))
+        return
     args.out.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     torch.manual_seed(0)
     rows = [

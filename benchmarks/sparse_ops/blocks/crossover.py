@@ -8,7 +8,7 @@ r"""From which sparsity on a packed layer is faster than a dense one: pattern by
 Weights are random, pruned in the pattern itself; each layer is timed dense and packed in turns, on a GPU replayed from
 CUDA graphs with a cold L2 cache, and its output compared. On a CPU shapes are fewer, and single weights and pairs stand
 beside the other patterns.
-Beside the JSON goes a picture: for each shape and pattern the gain over tokens (across) and sparsity (down).
+Beside the JSON goes a picture: for each shape and token count the gain of every pattern over sparsity.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch import nn
 
 from trisparse.prune.deploy.formats import Format, pack_layer
 from trisparse.prune.files import atomic_write
+from trisparse.prune.plot_style import dense_line, pattern_look, plain_log, save, styled
 from trisparse.prune.timing import machine, time_pair
 from trisparse.sparse_ops import nm_mask
 from trisparse.suite_rows import read
@@ -61,28 +62,32 @@ def pruned(shape, form, sparsity, device):
 
 
 def plot(rows, path):
-    """One square for each shape and pattern, blue where packed is faster."""
-    from matplotlib.colors import TwoSlopeNorm
-    from matplotlib.figure import Figure
-
-    shapes, forms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("shape", "format"))
-    figure = Figure(figsize=(2.2 * len(forms), 2.4 * len(shapes)), layout="constrained")
-    grid = figure.subplots(len(shapes), len(forms), squeeze=False)
-    for (i, shape), (j, form) in itertools.product(enumerate(shapes), enumerate(forms)):
-        axes = grid[i][j]
-        found = {(r["sparsity"], r["tokens"]): r["gain"] for r in rows if (r["shape"], r["format"]) == (shape, form)}
-        down, across = (sorted({key[k] for key in found}) for k in (0, 1))
-        values = [[found.get((s, t), float("nan")) for t in across] for s in down]
-        axes.imshow(values, cmap="RdBu", norm=TwoSlopeNorm(1, 0, 3), aspect="auto")
-        for (y, line), x in itertools.product(enumerate(values), range(len(across))):
-            color = "white" if line[x] > 2.4 or line[x] < 0.4 else "black"
-            axes.text(x, y, f"{line[x]:.1f}", ha="center", va="center", fontsize=6, color=color)
-        axes.set_xticks(range(len(across)), across, fontsize=6)
-        axes.set_yticks(range(len(down)), down, fontsize=6)
-        axes.set_title(f"{form}, {shape}", fontsize=7)
-    figure.supxlabel("tokens")
-    figure.supylabel("share of weights that are zero")
-    figure.savefig(path, dpi=110)
+    """A panel for each shape (across) and token count (down): the gain of every pattern over sparsity, dense at 1."""
+    shapes, tokens, forms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("shape", "tokens", "format"))
+    with styled(2.4 * len(shapes) + 0.6, 1.75 * len(tokens) + 1.4) as figure:
+        grid = figure.subplots(len(tokens), len(shapes), squeeze=False, sharex=True, sharey=True)
+        for (i, count), (j, shape) in itertools.product(enumerate(tokens), enumerate(shapes)):
+            axes = grid[i][j]
+            dense_line(axes, 1)
+            for form in forms:
+                found = [r for r in rows if (r["shape"], r["tokens"], r["format"]) == (shape, count, form)]
+                found.sort(key=lambda row: row["sparsity"])
+                axes.plot(
+                    [1 - r["sparsity"] for r in found], [r["gain"] for r in found], label=form, **pattern_look(form)
+                )
+            axes.set_title(f"{shape}, {count:,} token{'s' if count > 1 else ''}", fontsize=8.5)
+        gains, zeros = [row["gain"] for row in rows], sorted({row["sparsity"] for row in rows})
+        plain_log(axes.yaxis, low=min(1, *gains), high=max(1, *gains))
+        plain_log(axes.xaxis, [1 - share for share in zeros])  # else 0.95 and 0.98 would stand too close to be read
+        axes.xaxis.set_major_formatter(lambda kept, _: f"{1 - kept:g}"[:4])
+        axes.invert_xaxis()
+        for axes in grid[-1]:
+            axes.set_xlabel("share that is zero")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("times as fast")
+        figure.suptitle("Times as fast as dense, over the share of weights that is zero")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        save(figure, path)
 
 
 def measure(shape, form, sparsity, device, is_small):
@@ -102,7 +107,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget_seconds", type=float, default=500, help="what is not reached by then is left")
     parser.add_argument("--dry_run", action="store_true", help="one small shape, one sparsity, one token count")
+    parser.add_argument("--draw", action="store_true", help="the picture alone, from the JSON that is there")
     args = parser.parse_args()
+    if args.draw:
+        plot([row for row in read(args.out)["rows"] if "gain" in row], args.out.with_suffix(".png"))
+        return
     device, begin = torch.device(args.device), time.monotonic()
     torch.manual_seed(0)
     todo = cases(device.type)

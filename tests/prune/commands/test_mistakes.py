@@ -45,7 +45,7 @@ MISTAKES = [
     ([*TRAIN, "--dataset_dir", "nowhere"], "--dataset_dir: nowhere is no folder"),
     ([*TRAIN, "--resume_from_checkpoint", "none"], "--resume_from_checkpoint: none is no checkpoint and holds no checkpoint.pt"),
     (["prune"], "MODEL, OUT, --pattern: missing"),
-    (PRUNE, "--data: missing; wanda prunes by what it sees of texts"),
+    ([*PRUNE, "--method", "wanda"], "--data: missing; wanda prunes by what it sees of texts"),
     ([*PRUNE, "--method", "wand"], "--method: 'wand' is not one of magnitude, wanda, sparsegpt, dsnot; did you mean 'wanda'?"),
     ([*PRUNE, "--samples", "two"], "--samples: want a whole number, got 'two'"),
     (["prune", "m", "m", *PRUNE[3:]], "OUT: want another folder than MODEL, got m"),

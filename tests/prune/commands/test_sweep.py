@@ -51,6 +51,23 @@ def test_runs_table_and_picture(runs, tmp_path, capsys):
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
+def test_the_picture(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(sweep, "save", lambda figure, path: figures.append(figure))
+    row = {"pattern": "4x1", "teacher_eval": {"f1": 0.9}, "eval": {"f1": 0.8}, "zeros": 0.75, "measured": 2.0}
+    sweep.plot([row, {**row, "measured": 1.5, "zeros": 0.5}], "f1", tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    level, dense, runs = axes.lines
+    assert (list(level.get_ydata()), list(dense.get_xdata())) == ([0.9, 0.9], [1])
+    assert level.get_color() == dense.get_color() != runs.get_color()
+    assert (list(runs.get_xdata()), list(runs.get_ydata())) == ([1.5, 2.0], [0.8, 0.8])
+    assert [text.get_text() for text in axes.texts] == ["75% zeros", "50% zeros"]
+    assert [text.get_text() for text in figures[0].legends[0].texts] == ["dense", "4x1"]
+    sweep.plot([row | {"teacher_eval": {}}], "f1", tmp_path / "a.png")
+    assert len(figures[1].axes[0].lines) == 1, "without a teacher no dense model is known"
+
+
 def test_what_has_ended_is_not_made_again(runs, tmp_path):
     assert main(words(tmp_path, "2")) == 0
     assert main(words(tmp_path, "2", "3")) == 0

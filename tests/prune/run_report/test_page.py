@@ -137,8 +137,8 @@ def test_it_says_what_the_files_say(make_run, page, capsys):
     assert "7,201 are pruned at the end" in shown.text
     for heading in ("Loss, sparsity and evaluation", "Sparsity by layer", "Mask flips"):
         assert heading in shown.text
-    assert {"0.query", "1.key", "newly pruned"} <= set(shown.words), "text of pictures stays text"
-    assert "as its masks were at the last log; names are those within bert.encoder.layer" in shown.text
+    assert {"0.query", "1.key", "weights newly pruned"} <= set(shown.words), "text of pictures stays text"
+    assert "At the end; names are those within bert.encoder.layer" in shown.text
 
 
 def test_it_needs_no_other_file(make_run, page):
@@ -146,7 +146,7 @@ def test_it_needs_no_other_file(make_run, page):
     shown = page(folder)
     tags = {tag for tag, _ in shown.tags}
     assert not tags & {"script", "link", "iframe", "object", "img"}
-    assert [tag for tag, _ in shown.tags].count("svg") == 3
+    assert [tag for tag, _ in shown.tags].count("svg") == 8, "5 curves, bars, heat map, flips"
     for tag, attributes in shown.tags:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("href", "xlink:href", "src"):
@@ -201,10 +201,10 @@ def test_a_dense_run_and_one_of_an_earlier_version(make_run, make_dense_run, pag
     dense = page(make_dense_run())
     assert "Nothing was pruned." in dense.text
     assert "teacher" not in dense.text
-    assert [tag for tag, _ in dense.tags].count("svg") == 1
+    assert [tag for tag, _ in dense.tags].count("svg") == 5, "curves"
     earlier = page(make_run(masks=False))
     assert "history.json has no masks: an earlier version wrote it" in earlier.text
-    assert [tag for tag, _ in earlier.tags].count("svg") == 1
+    assert [tag for tag, _ in earlier.tags].count("svg") == 6, "curves and bars"
 
 
 @pytest.mark.parametrize(
