@@ -252,6 +252,18 @@ def test_speeds_of_sparse_training_are_those_of_their_file():
         assert f"| {row['model']} | {row['pattern']} | {row['zeros']} | {row['times']:.2f}x | {aim(row)} |" in page
 
 
+def test_what_budgets_came_to_is_what_their_file_says():
+    found, page = read("budgets_mrpc_cpu"), TEXTS["configuration.md"]
+    for row in found["runs"]:
+        promised = f"{row['promised']:.2f}x" if row["promised"] else "-"
+        assert (
+            f"{row['asked']} | {promised} | {row['measured']:.2f}x | {row['zeros']:.3f} | {row['eval']['f1']:.4f} |"
+            in page
+        )
+        if row["promised"] and row["promised"] < 2.6:
+            assert abs(row["measured"] / row["promised"] - 1) < 0.05, "as the page says"
+
+
 def test_speeds_of_the_loop_are_those_of_their_file():
     loop, text = read("glue_loop_cpu"), " ".join(TEXTS["recipes.md"].split())
     plain, ours = (loop["steps_per_second"][kind] for kind in ("plain", "ours"))

@@ -8,7 +8,7 @@ from html import escape, unescape
 
 import pytest
 
-from trisparse.prune.command import main
+from trisparse.cli import main
 from trisparse.prune.plot_style import COLORS
 
 pytest.importorskip("matplotlib")
