@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trisparse.prune.commands.folders import add_folders, add_overwrite, check_device, check_folders
+from trisparse.prune.config.group import SCOPES
 from trisparse.prune.deploy.checkpoint import check_shard_size, from_pretrained, write_pretrained
 from trisparse.prune.deploy.compress_checkpoint import copy_small_files
 from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
@@ -32,7 +33,10 @@ def make_parser(prog: str) -> Parser:
         "--target_sparsity", type=float, metavar="X",
         help="share of the weights that goes; N:M says it itself",
     )  # fmt: skip
-    what.add_argument("--excluded_op_names", nargs="+", metavar="REGEX", help="layers to leave as they are")
+    names = "regular expressions, glob:… or class:…"
+    what.add_argument("--op_names", nargs="+", metavar="NAME", help=f"layers to prune, by {names} (default: all)")
+    what.add_argument("--excluded_op_names", nargs="+", metavar="NAME", help="layers to leave as they are, likewise")
+    what.add_argument("--pruning_scope", **one_of(*SCOPES), help="magnitude: layers compete, or not (default: global)")
     how = parser.add_argument_group("how weights are chosen")
     methods = [name for name in METHODS if name != RETRAIN_FREE]  # which wants a loss
     how.add_argument("--method", **one_of(*methods), help="(default: wanda, which looks at --data, else magnitude)")
@@ -82,13 +86,14 @@ def main(argv: Sequence[str], prog: str) -> int:
         raise PruningError(f"--data: missing; {args.layer_sparsity or method} prunes by what it sees of texts")
     source = _folder(args.input)
     model: Any = from_pretrained(source, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
-    given = {"target_sparsity": args.target_sparsity, "excluded_op_names": args.excluded_op_names}
+    names = ("target_sparsity", "op_names", "excluded_op_names", "pruning_scope")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     report = prune_once(
         model.eval(), method, layer_sparsity=args.layer_sparsity, owl_m=args.owl_m,
         owl_lambda=args.owl_lambda, dampening=args.dampening, block_size=args.block_size, calibration=args.data,
         tokenizer=_tokenizer(source) if args.data is not None else None, samples=args.samples,
         max_length=args.max_length, column=args.column, device=args.device, progress=_say, pattern=args.pattern,
-        **{name: value for name, value in given.items() if value is not None},
+        **given,
     )  # fmt: skip
     with replaced_folder(args.output, SAVED, args.overwrite) as half:
         write_pretrained(model, half, args.max_shard_size)
