@@ -168,7 +168,8 @@ def _log(s: Setup, progress: dict[str, Any], losses: list[Any], bar: Any, pace: 
     progress["steps"].append(row)
     if s.accelerator.trackers:
         s.accelerator.log(values_to_log(row, masks, flips), step=progress["step"])
-    bar.set_postfix_str(f"loss {loss:.4f}, sparsity {row['sparsity']:.3f}, {rate:.2f} steps/s", refresh=False)
+    sparsity = f"sparsity {row['sparsity']:.3f}, " if s.pruner else ""
+    bar.set_postfix_str(f"loss {loss:.4f}, {sparsity}{rate:.2f} steps/s", refresh=False)
 
 
 def _diverged(what: str, progress: dict[str, Any], bar: Any) -> PruningError:

@@ -19,6 +19,7 @@ def test_fractions_of_the_total():
     config = PruningConfig(start_step=1, pruning_configs=[{**KEYS_2}, {"op_names": ["a"], "end_step": 1.0}])
     assert [g.has_fractions for g in config.groups] == [True, True]
     assert [g.window for g in config.in_steps(30).groups] == [(3, 22, 1), (1, 30, 1)]
+    assert PruningConfig(pattern="2:4", start_step=5, end_step=0.75).in_steps(40).groups[0].window == (5, 30, 1)
     assert config.in_steps(30).in_steps(99) == config.in_steps(30)
     assert PruningConfig(pruning_configs=config.to_dict()) == config
     assert PruningConfig(pattern="2:4", start_step=1, end_step=9, total_steps=9).groups[0].window == (1, 9, 1)
