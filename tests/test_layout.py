@@ -17,13 +17,16 @@ WINGS = {
     "sparse_ops.two_four": ["choosing"],
     "sparse_ops.blocks": ["choosing"],
     "prune.config": [],
-    "prune.pruner": ["config"],
-    "prune.one_shot": ["pruner", "config"],
-    "prune.channels": ["pruner", "config"],
-    "prune.deploy": ["channels", "pruner", "config"],
-    "prune.glue": ["deploy", "channels", "one_shot", "pruner", "config"],
-    "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "config"],
-    "prune.commands": ["run_report", "glue", "deploy", "channels", "one_shot", "pruner", "config"],
+    "prune.layers": ["config"],
+    "prune.choosing": ["layers", "config"],
+    "prune.costs": ["layers", "config"],
+    "prune.pruner": ["costs", "choosing", "layers", "config"],
+    "prune.one_shot": ["pruner", "choosing", "layers", "config"],
+    "prune.channels": ["pruner", "layers", "config"],
+    "prune.deploy": ["channels", "pruner", "costs", "layers", "config"],
+    "prune.glue": ["deploy", "channels", "one_shot", "pruner", "costs", "layers", "config"],
+    "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "layers", "config"],
+    "prune.commands": ["run_report", "glue", "deploy", "channels", "one_shot", "pruner", "layers", "config"],
 }
 ABOVE = {"sparse_ops", "prune"}  # stand above the wings beside them
 
@@ -98,7 +101,7 @@ def test_imports_go_one_way(name):
 @pytest.mark.parametrize(
     ("name", "upward"),
     [
-        ("prune.config.file", "prune.pruner.layers"),
+        ("prune.config.file", "prune.layers.modules"),
         ("prune.deploy.compact", "prune.one_shot.wanda"),
         ("prune.channels.find_chains", "prune.deploy.saved_names"),
         ("prune.errors", "prune.config.group"),

@@ -10,8 +10,8 @@ from torch import nn
 from trisparse.prune.channels.find_chains import find_chains
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.attentions import KNOWN, attentions_of
-from trisparse.prune.pruner.layers import exact, find_head, op_type, unwrap
+from trisparse.prune.layers.attentions import KNOWN, attentions_of
+from trisparse.prune.layers.modules import exact, find_head, op_type, unwrap
 
 _CHOSEN = ("pruning_configs", "pattern", "op_names", "target_sparsity", "pruning_op_types")
 

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from trisparse.prune.channels.channel_rules import IN_PLACE, RULES, Call, Channels, Stays
 from trisparse.prune.channels.layer_channels import Read, is_known, sides_of, through
 from trisparse.prune.channels.obstacles import obstacle
-from trisparse.prune.pruner.layers import interference
+from trisparse.prune.layers.modules import interference
 
 BLOCKED = "stays: "  # begins reasons that lie in what was done to a module, not in what the model computes
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trisparse.prune.channels.channel_rules import Channels, Stays
 from trisparse.prune.channels.shrinking import rows_of
-from trisparse.prune.pruner.layers import op_type
+from trisparse.prune.layers.modules import op_type
 
 
 class Read(NamedTuple):

@@ -12,8 +12,8 @@ from trisparse.prune.channels.chains import Chain, Side
 from trisparse.prune.channels.obstacles import obstacle
 from trisparse.prune.channels.shrinking import rows_of
 from trisparse.prune.errors import one_line
-from trisparse.prune.pruner.attentions import ATTENTIONS, at
-from trisparse.prune.pruner.layers import interference, op_type
+from trisparse.prune.layers.attentions import ATTENTIONS, at
+from trisparse.prune.layers.modules import interference, op_type
 
 Constant = tuple[Tensor, Tensor]  # which units do not depend on the input, and their values
 Constants = Callable[[Sequence[Tensor], Sequence[Tensor]], Constant]  # of zero rows and biases of each producer

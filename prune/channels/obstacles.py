@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.foreign import PACKED, foreign_weight
-from trisparse.prune.pruner.layers import interference, is_hf_conv1d
+from trisparse.prune.layers.foreign import PACKED, foreign_weight
+from trisparse.prune.layers.modules import interference, is_hf_conv1d
 from trisparse.sparse_ops import LinearMasked
 from trisparse.sparse_ops.checks import DTYPES
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layers import is_hf_conv1d, op_type
+from trisparse.prune.layers.modules import is_hf_conv1d, op_type
 
 _FILLINGS = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}  # of a zero channel
 

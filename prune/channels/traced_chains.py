@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trisparse.prune.channels.chains import Chain, Side
 from trisparse.prune.channels.channel_trace import BLOCKED, ChannelTrace
 from trisparse.prune.channels.shrinking import rows_of
-from trisparse.prune.pruner.layers import op_type
+from trisparse.prune.layers.modules import op_type
 
 _Pairs = Sequence[tuple[Tensor, Tensor]]
 _Key = tuple[str, str]  # a layer and its side

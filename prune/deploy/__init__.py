@@ -1,4 +1,4 @@
 """After pruning: channels removed, layers packed, models saved, loaded, exported, inspected and timed.
 
-May import channels, pruner and config.
+May import channels, pruner, costs, layers and config.
 """

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from trisparse.prune.deploy.compress import PACKED, decompress
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.census import count_parameters, unprunable_notes
-from trisparse.prune.pruner.layers import find_head, unwrap
+from trisparse.prune.layers.census import count_parameters, unprunable_notes
+from trisparse.prune.layers.modules import find_head, unwrap
+from trisparse.prune.layers.shards import is_sharded
+from trisparse.prune.layers.weights import named_weights
 from trisparse.prune.pruner.report import SparsityReport
 from trisparse.prune.pruner.report_table import LayerRow
-from trisparse.prune.pruner.shards import is_sharded
-from trisparse.prune.pruner.weights import named_weights
 
 _HEIGHTS = (64, 32, 16, 8, 4, 2)  # of blocks, the highest that all zeros lie in is taken
 _NM = ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8))  # the sparsest, and of these the one with the smallest groups, is taken

@@ -29,7 +29,7 @@ from trisparse.prune.deploy.saved_names import headers_in_model, is_transformers
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
-from trisparse.prune.pruner.layers import unwrap
+from trisparse.prune.layers.modules import unwrap
 
 _SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)  # what huggingface_hub reads
 

@@ -18,7 +18,7 @@ from trisparse.prune.deploy.compaction_report import CompactedChain, CompactionR
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.removable import folded, removable_units
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.pruner.layers import op_type
+from trisparse.prune.layers.modules import op_type
 
 _MULTIPLES = {"cuda": 64, "cpu": 8}
 

@@ -13,6 +13,7 @@ from trisparse.prune.channels.find_chains import find_chains
 from trisparse.prune.channels.obstacles import check_numbers, obstacle
 from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of
 from trisparse.prune.channels.shrinking import restored
+from trisparse.prune.costs.fold_activations import fold_activations, unfold_activations
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.deploy.compact import compact_found
 from trisparse.prune.deploy.compression_report import CompressionReport
@@ -20,8 +21,7 @@ from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_saved, transformers_models
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.pruner.fold_activations import fold_activations, unfold_activations
-from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
+from trisparse.prune.layers.modules import op_type, replace_module, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 PACKED = (Linear24, LinearBlocks)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.prune.costs.fold_activations import fold_activations
 from trisparse.prune.deploy.layer_spec import Spec, activations_of, empty_packed, misfit, shrunken
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.fold_activations import fold_activations
-from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
+from trisparse.prune.layers.modules import op_type, replace_module, unwrap
 
 
 @torch.no_grad()

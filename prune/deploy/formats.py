@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import packed_size
 from trisparse.prune.channels.shrinking import padded
-from trisparse.prune.pruner.layers import is_hf_conv1d
+from trisparse.prune.layers.modules import is_hf_conv1d
 from trisparse.sparse_ops import Linear24, LinearBlocks
 from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, LOWEST, SIDES, step_of
 from trisparse.sparse_ops.two_four.layout_24 import layout_24

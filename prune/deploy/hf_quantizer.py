@@ -11,13 +11,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from trisparse.prune.channels.obstacles import check_numbers
+from trisparse.prune.costs.fold_activations import fold_activations
 from trisparse.prune.deploy.checkpoint_files import check_digests, check_layers, read_headers
 from trisparse.prune.deploy.layer_spec import METHOD, PackedTensors, activations_of, describe, note_in_config, shrunken
 from trisparse.prune.deploy.saved_names import headers_in_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.fold_activations import fold_activations
-from trisparse.prune.pruner.layers import replace_module
+from trisparse.prune.layers.modules import replace_module
 
 
 @register_quantization_config(METHOD)

@@ -11,7 +11,7 @@ from trisparse.prune.deploy.checkpoint_files import read_headers, weight_files
 from trisparse.prune.deploy.formats import Format, formats_of
 from trisparse.prune.deploy.layer_spec import tensors_of
 from trisparse.prune.deploy.saved_names import names_in_model
-from trisparse.prune.pruner.layers import is_hf_conv1d, op_type
+from trisparse.prune.layers.modules import is_hf_conv1d, op_type
 from trisparse.prune.speed_model import expected_gain_on_cpu
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layers import is_hf_conv1d, unwrap
+from trisparse.prune.layers.modules import is_hf_conv1d, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 METHOD, VERSION = "trisparse", 1

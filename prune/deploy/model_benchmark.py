@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from trisparse.prune.costs.model_time import text_examples
 from trisparse.prune.deploy.checkpoint import from_pretrained
 from trisparse.prune.deploy.compress import compress, decompress
 from trisparse.prune.deploy.compression_report import CompressionReport
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
-from trisparse.prune.pruner.model_time import text_examples
 from trisparse.prune.pruner.plots import plot_gains
 from trisparse.prune.speed import times_faster
 from trisparse.prune.text_table import aligned

@@ -17,7 +17,7 @@ from trisparse.prune.channels.same_outputs import check_example
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import spec_of
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.pruner.layers import replace_module, unwrap
+from trisparse.prune.layers.modules import replace_module, unwrap
 
 ONNX = "model.onnx"
 

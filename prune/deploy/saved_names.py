@@ -12,7 +12,7 @@ from trisparse.prune.channels.chains import Found
 from trisparse.prune.deploy.checkpoint_files import Headers, names_of
 from trisparse.prune.deploy.layer_spec import Spec, misfit, tensors_of
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layers import op_type
+from trisparse.prune.layers.modules import op_type
 
 _OF_PACKED = ("values", "bitmask", "columns", "pointers", "order", "bias")  # whatever a packed layer saves
 

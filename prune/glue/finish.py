@@ -12,6 +12,7 @@ import accelerate
 import torch
 import transformers
 
+from trisparse.prune.costs.model_time import text_examples
 from trisparse.prune.deploy.checkpoint import from_pretrained
 from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint
 from trisparse.prune.glue.eval import answer
@@ -19,8 +20,7 @@ from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import COMPRESSED, push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
 from trisparse.prune.glue.setup import Setup
-from trisparse.prune.pruner.census import count_parameters
-from trisparse.prune.pruner.model_time import text_examples
+from trisparse.prune.layers.census import count_parameters
 from trisparse.prune.pruner.plots import plot_history
 from trisparse.prune.pruner.report import SparsityReport
 from trisparse.prune.speed import times_faster

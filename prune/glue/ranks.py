@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from trisparse.prune.pruner.shards import local, reshard
+from trisparse.prune.layers.shards import local, reshard
 
 # of the whole model, on the CPU of rank 0 where weights are sharded; frozen parts of it, too
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

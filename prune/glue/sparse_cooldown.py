@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.pruner.layers import replace_module
+from trisparse.prune.layers.modules import replace_module
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.timing import clock_for, in_turns, replayed
 from trisparse.sparse_ops import Linear24Train, LinearMasked

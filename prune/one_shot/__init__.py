@@ -1,6 +1,6 @@
 """Pruning without training, from calibration data: the forward that feeds it, and its methods.
 
-May import pruner and config.
+May import pruner, choosing, layers and config.
 """
 
 from trisparse.prune.one_shot.once import prune_once

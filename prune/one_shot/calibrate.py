@@ -13,13 +13,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _Attentio
 
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.modules import exact, unwrap
+from trisparse.prune.layers.shards import is_sharded
+from trisparse.prune.layers.weights import named_weights
 from trisparse.prune.one_shot.inputs import See, is_called, watched
 from trisparse.prune.one_shot.method import Method
 from trisparse.prune.one_shot.visits import Visits
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import exact, unwrap
-from trisparse.prune.pruner.shards import is_sharded
-from trisparse.prune.pruner.weights import named_weights
 
 
 class Block(NamedTuple):

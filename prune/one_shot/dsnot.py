@@ -10,10 +10,10 @@ from torch import Tensor
 
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers.layer import Layer
 from trisparse.prune.one_shot.method import Method
 from trisparse.prune.one_shot.sparsegpt import keep_of_matrix
 from trisparse.prune.one_shot.wanda import Wanda
-from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops import nm_mask
 
 MASKS = ("wanda", "magnitude")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import op_type
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.modules import op_type
 
 See = Callable[[Layer, Tensor], None]
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.bmm.default: 0}

@@ -13,6 +13,9 @@ from torch import nn
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.config.group import OP_TYPES, GroupConfig
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers.left_out import is_named, listed, notes_of
+from trisparse.prune.layers.modules import exact
+from trisparse.prune.layers.weights import named_weights
 from trisparse.prune.one_shot.calibrate import Block, calibrate
 from trisparse.prune.one_shot.dsnot import DSnoT
 from trisparse.prune.one_shot.layer_sparsity import Owl, given_sparsities
@@ -21,11 +24,8 @@ from trisparse.prune.one_shot.method import Method
 from trisparse.prune.one_shot.sparsegpt import SparseGPT
 from trisparse.prune.one_shot.texts import text_batches
 from trisparse.prune.one_shot.wanda import Wanda
-from trisparse.prune.pruner.layers import exact
-from trisparse.prune.pruner.left_out import is_named, listed, notes_of
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
-from trisparse.prune.pruner.weights import named_weights
 
 MAGNITUDE = "magnitude"
 CALIBRATED: dict[str, Callable[..., Method]] = {"wanda": Wanda, "sparsegpt": SparseGPT, "dsnot": DSnoT}

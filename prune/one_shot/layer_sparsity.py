@@ -11,8 +11,8 @@ from torch import Tensor
 
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.errors import PruningError, nearest
+from trisparse.prune.layers.layer import Layer
 from trisparse.prune.one_shot.calibrate import Block
-from trisparse.prune.pruner.layer import Layer
 
 OWL, OWL_M, OWL_LAMBDA = "owl", 5.0, 0.08
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.config.group import GroupConfig
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import exact
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.modules import exact
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
 

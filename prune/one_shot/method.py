@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.layers.layer import Layer
 
 
 class Method:

@@ -13,6 +13,7 @@ from torch import nn
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.config.own_parts import Part
 from trisparse.prune.errors import PruningError, nearest
+from trisparse.prune.layers.modules import unwrap
 from trisparse.prune.one_shot.at_once import config_at_once
 from trisparse.prune.one_shot.dsnot import MASKS
 from trisparse.prune.one_shot.layer_by_layer import CALIBRATED, MAGNITUDE, Texts, prune_layer_by_layer
@@ -20,7 +21,6 @@ from trisparse.prune.one_shot.layer_sparsity import OWL, OWL_LAMBDA, OWL_M, Owl
 from trisparse.prune.one_shot.retrain_free import Loss, prune_retrain_free
 from trisparse.prune.one_shot.sparsegpt import BLOCK_SIZE, DAMPENING
 from trisparse.prune.one_shot.texts import SAMPLES
-from trisparse.prune.pruner.layers import unwrap
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.choosing.mask_gradient import mask_gradient
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.config.group import REDUCTIONS
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.modules import exact
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import exact
-from trisparse.prune.pruner.mask_gradient import mask_gradient
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
 from trisparse.sparse_ops import Plan

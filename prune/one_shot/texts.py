@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError, nearest, one_line
-from trisparse.prune.pruner.layers import unwrap
+from trisparse.prune.layers.modules import unwrap
 
 SAMPLES = 128
 _LONGEST = 2048  # tokens, where the model takes more and nobody says

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trisparse.prune.config.patterns import Pattern
+from trisparse.prune.layers.layer import Layer
 from trisparse.prune.one_shot.method import Method
-from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops import nm_mask, select_units
 
 

@@ -1,4 +1,4 @@
-"""Pruning while a model trains: layers found, gradients scored, units selected, masks held, on one process or many.
+"""Pruning while a model trains: gradients scored, units selected, masks held, on one process or many.
 
-May import config.
+May import costs, choosing, layers and config.
 """

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from trisparse.prune.choosing.lasso import checked_rate
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.left_out import listed
+from trisparse.prune.layers.modules import exact
 from trisparse.prune.pruner.copies import Copies, optimizer_chain
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.lasso import checked_rate
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import exact
-from trisparse.prune.pruner.left_out import listed
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
 
 _BY_HAND = "call pruner.observe() and pruner.step() around its step instead"

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trisparse.prune.config.budget import Budget
+from trisparse.prune.costs.cost_curve import WHOLE, Offer, units_to_prune
+from trisparse.prune.costs.cost_table import CostTable, calibrated, make_table
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.cost_curve import WHOLE, Offer, units_to_prune
-from trisparse.prune.pruner.cost_table import CostTable, calibrated, make_table
 from trisparse.prune.pruner.group import PrunedGroup
 
 _TRIALS = 2  # copies that are timed: the second is pruned by what the first showed

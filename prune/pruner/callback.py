@@ -13,10 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_save
+from trisparse.prune.layers.shards import is_sharded
 from trisparse.prune.pruner.attach import Attachment
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
-from trisparse.prune.pruner.shards import is_sharded
 
 _STATE = "pruner.pt"
 _TRAINER_STEP = "trainer_step"

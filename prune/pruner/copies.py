@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.layers.shards import is_sharded, local
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.places import Places
-from trisparse.prune.pruner.shards import is_sharded, local
 
 _INSIDE = ("base_optimizer", "_base_optimizer", "base")  # of wrappers whose own step has no hooks, or needs a closure
 _FULLY = 16  # calls, of which one looks at all layers where the last such look left nothing to decide

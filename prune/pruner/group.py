@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from trisparse.kernels.tables import upload
+from trisparse.prune.choosing.criteria import reduce_units, score_layers
+from trisparse.prune.choosing.heads import attentions_in, check_reach, head_scores, zero_biases
+from trisparse.prune.choosing.lasso import shrink_units
+from trisparse.prune.choosing.mask_gradient import score_masks
+from trisparse.prune.choosing.nm_groups import apart, best_and_costs
+from trisparse.prune.choosing.progressive import PARTS, Parts
+from trisparse.prune.choosing.selection import Selection
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.own_parts import name_of
 from trisparse.prune.config.schedules import event_at, sparsity_at
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.criteria import reduce_units, score_layers
-from trisparse.prune.pruner.heads import attentions_in, check_reach, head_scores, zero_biases
-from trisparse.prune.pruner.lasso import shrink_units
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import exact
-from trisparse.prune.pruner.mask_gradient import score_masks
-from trisparse.prune.pruner.nm_groups import apart, best_and_costs
-from trisparse.prune.pruner.progressive import PARTS, Parts
-from trisparse.prune.pruner.selection import Selection
-from trisparse.prune.pruner.shards import Exchange, local
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.modules import exact
+from trisparse.prune.layers.shards import Exchange, local
 from trisparse.sparse_ops import Plan, apply_masks, masked_adamw, score_units, thin_groups
 from trisparse.sparse_ops.choosing.score_units import CRITERIA
 from trisparse.sparse_ops.choosing.units import matrix_shape

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trisparse.prune.choosing.progressive import Parts
+from trisparse.prune.layers.shards import Rows
 from trisparse.prune.pruner.bits import pack_bits, unpack_bits
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.progressive import Parts
-from trisparse.prune.pruner.shards import Rows
 
 
 def group_state(group: PrunedGroup) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trisparse.prune.choosing.splitmix import MIX, mix
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.splitmix import MIX, mix
 
 _BITS = 2**63 - 1
 

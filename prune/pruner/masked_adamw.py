@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers.layer import Layer
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layer import Layer
 from trisparse.sparse_ops.choosing.masked_adamw import DTYPES, adamw_rates
 
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable", "fused")

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.choosing.lasso import checked_rate
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.own_parts import is_function_name
+from trisparse.prune.costs.cost_table import CostTable
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers.find_layers import find_layers
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.model_copy import mask_copy
+from trisparse.prune.layers.shards import Exchange, data_parallel_group, reshard, spread_like
 from trisparse.prune.pruner.attach import Attachment
 from trisparse.prune.pruner.budget import SharedBudget
-from trisparse.prune.pruner.cost_table import CostTable
-from trisparse.prune.pruner.find_layers import find_layers
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
-from trisparse.prune.pruner.lasso import checked_rate
-from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.pruner.mask_hash import mask_hash
-from trisparse.prune.pruner.model_copy import mask_copy
 from trisparse.prune.pruner.report import SparsityReport, make_report
-from trisparse.prune.pruner.shards import Exchange, data_parallel_group, reshard, spread_like
 from trisparse.prune.pruner.sparse_training import SparseTraining
 from trisparse.prune.pruner.standing import standing
 from trisparse.prune.pruner.zeros import ZeroWatch, check_zeros

@@ -14,12 +14,12 @@ from torch import nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
-from trisparse.prune.pruner.census import count_parameters, unprunable_notes
+from trisparse.prune.layers.census import count_parameters, unprunable_notes
+from trisparse.prune.layers.modules import find_head
+from trisparse.prune.layers.shards import local
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layers import find_head
 from trisparse.prune.pruner.plots import plot_sparsity
 from trisparse.prune.pruner.report_table import LayerRow, table
-from trisparse.prune.pruner.shards import local
 
 _PUBLISHED = "Element-wise/matmul, Gemm, conv ratio"  # as it is called in the predecessor's tables
 

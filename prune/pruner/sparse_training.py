@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.prune.errors import PruningError
+from trisparse.prune.layers.layer import Layer
 from trisparse.prune.pruner.group import PrunedGroup
-from trisparse.prune.pruner.layer import Layer
 from trisparse.prune.timing import Times, TimingCache, in_turns
 from trisparse.sparse_ops import LinearMasked, mask_linear, masked_blocks, unmask_linear
 from trisparse.sparse_ops.blocks.masked_blocks import height_of

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 (as everyone writes it)
 from trisparse import PruningError, compact, compress, decompress, from_pretrained, save_pretrained
 from trisparse.prune.channels.same_outputs import outputs_of
 from trisparse.prune.deploy.export import export
-from trisparse.prune.pruner.layers import is_hf_conv1d
+from trisparse.prune.layers.modules import is_hf_conv1d
 
 IDS = {"input_ids": torch.arange(1, 9)[None]}
 BOTH = {**IDS, "decoder_input_ids": IDS["input_ids"]}

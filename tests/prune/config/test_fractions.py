@@ -90,6 +90,13 @@ def test_prune_once_takes_what_and_how_far_of_a_config(config, tmp_path):
     assert report.notes[0].startswith("config: pruned at once; ")
 
 
+def test_prune_once_has_no_use_for_lasso_and_seeds():
+    keys = {"pattern": "4x1", "target_sparsity": 0.5, "start_step": 1, "end_step": 9}
+    for more in ({"reg_type": "group_lasso", "reg_coeff": 0.1}, {"pruning_type": "random", "seed": 3}):
+        report = prune_once(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), config=PruningConfig(**keys, **more))
+        assert report.pruned_layers == 0.5
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -8,7 +8,7 @@ import torch
 
 from trisparse import prune_once
 from trisparse.cli import main
-from trisparse.prune.pruner.model_time import text_examples
+from trisparse.prune.costs.model_time import text_examples
 
 transformers = pytest.importorskip("transformers")
 

@@ -19,7 +19,7 @@ def main():
             "gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=int(world)
         )
     from trisparse.cli import main as trisparse
-    from trisparse.prune.pruner import selection
+    from trisparse.prune.choosing import selection
 
     if mode == "dies" and rank == "1":
         run, events = selection.Selection.run, []

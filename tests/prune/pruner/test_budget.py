@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from trisparse import Pruner, PruningConfig, PruningError, prune_once
-from trisparse.prune.pruner import layer_cost
-from trisparse.prune.pruner.cost_curve import WHOLE
+from trisparse.prune.costs import layer_cost
+from trisparse.prune.costs.cost_curve import WHOLE
 
 WINDOW = {"start_step": 1, "end_step": 9, "pruning_frequency": 2, "exclude_head": False}
 
@@ -39,8 +39,8 @@ def known_times(monkeypatch, tmp_path):
     def times_faster(before, after, example, rounds):
         return model_ms(before, example) / model_ms(after, example)
 
-    monkeypatch.setattr("trisparse.prune.pruner.cost_table.model_ms", model_ms)
-    monkeypatch.setattr("trisparse.prune.pruner.cost_table.times_faster", times_faster)
+    monkeypatch.setattr("trisparse.prune.costs.cost_table.model_ms", model_ms)
+    monkeypatch.setattr("trisparse.prune.costs.cost_table.times_faster", times_faster)
 
 
 def train(model, config, steps=10, **more):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trisparse import Pruner, PruningConfig, PruningError, prune_once
-from trisparse.prune.pruner.layers import find_head
+from trisparse.prune.layers.modules import find_head
 
 KEYS = {"pattern": "4x1", "target_sparsity": 0.5, "start_step": 1, "end_step": 4}
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.layer_names import finds
-from trisparse.prune.pruner.layers import bare_modules, is_of_peft
-from trisparse.prune.pruner.shards import is_sharded
-from trisparse.prune.pruner.weights import Weight, matrices
+from trisparse.prune.layers.modules import bare_modules, is_of_peft
+from trisparse.prune.layers.shards import is_sharded
+from trisparse.prune.layers.weights import Weight, matrices
 
 _NOBODY = "~"  # no module has this name: what finds it finds all
 _SHOWN = 3

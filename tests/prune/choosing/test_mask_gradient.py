@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError
-from trisparse.prune.pruner.mask_gradient import mask_gradient, score_masks
+from trisparse.prune.choosing.mask_gradient import mask_gradient, score_masks
 
 
 def config(**keys):

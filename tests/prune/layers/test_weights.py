@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, prune_once
-from trisparse.prune.pruner.census import count_parameters, unprunable_notes
-from trisparse.prune.pruner.weights import experts_of, named_weights
+from trisparse.prune.layers.census import count_parameters, unprunable_notes
+from trisparse.prune.layers.weights import experts_of, named_weights
 
 
 class Experts(nn.Module):

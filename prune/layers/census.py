@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from trisparse.prune.pruner.layers import bare_modules, unwrap
-from trisparse.prune.pruner.left_out import listed
-from trisparse.prune.pruner.shards import count_zeros, reshard
-from trisparse.prune.pruner.weights import matrices, named_weights
+from trisparse.prune.layers.left_out import listed
+from trisparse.prune.layers.modules import bare_modules, unwrap
+from trisparse.prune.layers.shards import count_zeros, reshard
+from trisparse.prune.layers.weights import matrices, named_weights
 
 _LEAST = 0.01  # share of a model's numbers below which what is dense is not worth a note
 _LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)

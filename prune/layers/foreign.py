@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trisparse.prune.pruner.shards import is_sharded
+from trisparse.prune.layers.shards import is_sharded
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 PACKED = (Linear24, LinearBlocks)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.shards import Rows, is_sharded, local, rows_of
+from trisparse.prune.layers.shards import Rows, is_sharded, local, rows_of
 from trisparse.sparse_ops.choosing.units import grid_shape
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trisparse.prune.pruner.cost_curve import WHOLE, CostCurve, Offer, curve_of, units_to_prune
+from trisparse.prune.costs.cost_curve import WHOLE, CostCurve, Offer, curve_of, units_to_prune
 
 
 def offer(units, costs, scores, pruned=0, low=0, high=None):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trisparse import Pruner, PruningConfig, PruningError, compress, prune_once
-from trisparse.prune.pruner.left_out import is_named
+from trisparse.prune.layers.left_out import is_named
 
 OK = {"start_step": 1, "end_step": 2}
 

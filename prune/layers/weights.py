@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from trisparse.prune.pruner.layers import bare_modules, classes_by_name, is_hf_conv1d, op_type
+from trisparse.prune.layers.modules import bare_modules, classes_by_name, is_hf_conv1d, op_type
 
 
 class Weight(NamedTuple):

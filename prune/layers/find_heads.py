@@ -12,11 +12,11 @@ from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.layer_names import finds
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.attentions import KNOWN, attentions_of
-from trisparse.prune.pruner.layers import bare_modules, exact
-from trisparse.prune.pruner.left_out import listed
-from trisparse.prune.pruner.shards import is_sharded
-from trisparse.prune.pruner.weights import Weight
+from trisparse.prune.layers.attentions import KNOWN, attentions_of
+from trisparse.prune.layers.left_out import listed
+from trisparse.prune.layers.modules import bare_modules, exact
+from trisparse.prune.layers.shards import is_sharded
+from trisparse.prune.layers.weights import Weight
 from trisparse.sparse_ops.checks import DTYPES
 
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from trisparse import Pruner, PruningConfig, PruningError
-from trisparse.prune.pruner.layers import find_head
+from trisparse.prune.layers.modules import find_head
 
 OK = {"start_step": 1, "end_step": 2, "pattern": "1x1"}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.layers.layer import Layer
 from trisparse.sparse_ops import Plan, apply_masks
 
 

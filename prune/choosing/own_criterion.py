@@ -8,8 +8,8 @@ from torch import Tensor
 from trisparse.prune.config.own_parts import Part, name_of, parameters
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.shards import Exchange
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.shards import Exchange
 
 _OUTPUTS_FIRST = Pattern("1x1", "block")  # whose unit view is `[out, in]`, or `[out, taps, in]`
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.kernels.layouts_24 import packed_size
 from trisparse.prune.config.patterns import Pattern
-from trisparse.prune.pruner.layer import Layer
+from trisparse.prune.layers.layer import Layer
 from trisparse.prune.speed_model import expected_gain, expected_gain_on_cpu
 from trisparse.prune.timing import Times, TimingCache, clock_for, in_turns, time_pair
 from trisparse.sparse_ops import Linear24, LinearBlocks

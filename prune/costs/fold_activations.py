@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from trisparse.prune.pruner.layers import interference, replace_module
+from trisparse.prune.layers.modules import interference, replace_module
 from trisparse.sparse_ops import Linear24, LinearBlocks
 from trisparse.sparse_ops.activations import ACTIVATIONS
 

@@ -11,9 +11,9 @@ from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, Dis
 import trisparse
 from trisparse import compress, compress_like, decompress, describe, prune_once
 from trisparse.kernels.cpu.launch import runs_packed
+from trisparse.prune.costs.fold_activations import Folded, fold_activations, unfold_activations
 from trisparse.prune.deploy.formats import formats_of, pack_layer
-from trisparse.prune.pruner.fold_activations import Folded, fold_activations, unfold_activations
-from trisparse.prune.pruner.layers import replace_module
+from trisparse.prune.layers.modules import replace_module
 from trisparse.sparse_ops import LinearBlocks
 
 pytestmark = pytest.mark.skipif(not runs_packed(torch.float32), reason="needs a C++ compiler")

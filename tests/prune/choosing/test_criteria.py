@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trisparse import Pruner, PruningConfig, prune_once
-from trisparse.prune.pruner.criteria import lamp
+from trisparse.prune.choosing.criteria import lamp
 
 
 def one_layer(weight, dtype=torch.float32):

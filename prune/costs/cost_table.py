@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from trisparse.prune.config.budget import Budget
+from trisparse.prune.costs.cost_curve import WHOLE, CostCurve, curve_of
+from trisparse.prune.costs.fold_activations import fold_activations
+from trisparse.prune.costs.layer_cost import SHARES, bytes_of, has_format, packed_copy, times_of
+from trisparse.prune.costs.model_time import examples_of, model_ms, tokens_of
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
-from trisparse.prune.pruner.cost_curve import WHOLE, CostCurve, curve_of
-from trisparse.prune.pruner.fold_activations import fold_activations
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layer_cost import SHARES, bytes_of, has_format, packed_copy, times_of
-from trisparse.prune.pruner.layers import op_type, replace_module, unwrap
-from trisparse.prune.pruner.model_time import examples_of, model_ms, tokens_of
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.modules import op_type, replace_module, unwrap
 from trisparse.prune.speed import times_faster
 
 _ROUNDS = 7  # in which a model and its copy are timed

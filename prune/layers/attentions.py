@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from trisparse.prune.config.patterns import Pattern
-from trisparse.prune.pruner.layers import bare_modules, is_hf_conv1d, op_type
+from trisparse.prune.layers.modules import bare_modules, is_hf_conv1d, op_type
 
 _FUSED = 3  # query, key and value in one weight
 

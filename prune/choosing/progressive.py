@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trisparse.prune.pruner.shards import Exchange
+from trisparse.prune.layers.shards import Exchange
 from trisparse.sparse_ops.choosing.units import Block, expand_units
 
 PARTS = 4

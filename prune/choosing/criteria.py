@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trisparse.prune.choosing.own_criterion import score_weights
+from trisparse.prune.choosing.splitmix import mix
 from trisparse.prune.config.group import GroupConfig
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.own_criterion import score_weights
-from trisparse.prune.pruner.shards import Exchange, Rows
-from trisparse.prune.pruner.splitmix import mix
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.shards import Exchange, Rows
 from trisparse.sparse_ops.choosing.score_units import REDUCTIONS
 from trisparse.sparse_ops.choosing.units import Block, grid_shape
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.config.budget import Budget
+from trisparse.prune.costs.layer_cost import matrix_of
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.evaluating import evaluating
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layer_cost import matrix_of
+from trisparse.prune.layers.layer import Layer
 
 _LENGTH = 128  # tokens of a text, if there are more
 _ROUNDS, _SECONDS = 9, 4.0  # of runs of the model

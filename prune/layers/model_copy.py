@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.shards import local
-from trisparse.prune.pruner.weights import named_weights
+from trisparse.prune.layers.shards import local
+from trisparse.prune.layers.weights import named_weights
 
 _AVERAGED = ("module", "ema_model")  # where wrappers that average keep their copy
 

@@ -12,13 +12,13 @@ from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.layer_names import finds
 from trisparse.prune.config.patterns import Pattern
 from trisparse.prune.errors import PruningError
-from trisparse.prune.pruner.find_heads import Chosen, find_heads
-from trisparse.prune.pruner.foreign import foreign_weight
-from trisparse.prune.pruner.layer import Layer
-from trisparse.prune.pruner.layers import bare_modules, classes_by_name, exact, find_head
-from trisparse.prune.pruner.left_out import is_named, listed, notes_of, reasons_to_leave
-from trisparse.prune.pruner.shards import check_wrappers
-from trisparse.prune.pruner.weights import Weight, named_weights
+from trisparse.prune.layers.find_heads import Chosen, find_heads
+from trisparse.prune.layers.foreign import foreign_weight
+from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.left_out import is_named, listed, notes_of, reasons_to_leave
+from trisparse.prune.layers.modules import bare_modules, classes_by_name, exact, find_head
+from trisparse.prune.layers.shards import check_wrappers
+from trisparse.prune.layers.weights import Weight, named_weights
 from trisparse.sparse_ops.checks import DTYPES
 from trisparse.sparse_ops.choosing.units import matrix_shape
 

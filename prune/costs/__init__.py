@@ -1,0 +1,4 @@
+"""What layers and models cost by how much of them is pruned, measured or by a static model.
+
+May import layers and config.
+"""
