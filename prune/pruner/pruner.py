@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from trisparse.prune.choosing.lasso import checked_rate
 from trisparse.prune.config.config import PruningConfig
-from trisparse.prune.config.group import GroupConfig
-from trisparse.prune.config.own_parts import is_function_name
 from trisparse.prune.costs.cost_table import CostTable
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.find_layers import find_layers
@@ -24,14 +22,11 @@ from trisparse.prune.pruner.budget import SharedBudget
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
 from trisparse.prune.pruner.mask_hash import mask_hash
+from trisparse.prune.pruner.pruner_state import VERSION, checked_state, saved_layer
 from trisparse.prune.pruner.report import SparsityReport, make_report
 from trisparse.prune.pruner.sparse_training import SparseTraining
 from trisparse.prune.pruner.standing import standing
 from trisparse.prune.pruner.zeros import ZeroWatch, check_zeros
-
-_STATE_VERSION = 1
-_LATER = ("sparse_layers", "budgets")  # what older states lack
-_DEFAULTS = GroupConfig().to_dict()
 
 
 class Pruner:
@@ -346,9 +341,9 @@ class Pruner:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "version": _STATE_VERSION,
+            "version": VERSION,
             "config": self.config.to_dict(),
-            "layers": [[_saved(group, layer) for layer in group.layers] for group in self.groups],
+            "layers": [[saved_layer(group, layer) for layer in group.layers] for group in self.groups],
             "step_count": self.step_count,
             "started": self._started,
             "groups": [group_state(group) for group in self.groups],
@@ -362,27 +357,7 @@ class Pruner:
         Raises:
             PruningError: the state is of another config or another model.
         """
-        if not isinstance(state, dict):
-            raise PruningError(f"state: want what state_dict gave, got a {type(state).__name__}")
-        mine = self._state()
-        if state.get("version") != _STATE_VERSION:
-            raise PruningError(f"state: want version {_STATE_VERSION}, got {state.get('version')!r}")
-        if lacking := [key for key in mine if key not in state and key not in _LATER]:
-            raise PruningError(f"state: is no Pruner's state, it lacks {', '.join(lacking)}")
-        if len(state["config"]) != len(mine["config"]):
-            raise PruningError(
-                f"state: of another config: it has {len(state['config'])} groups, this one {len(mine['config'])}"
-            )
-        for index, (saved, own) in enumerate(zip(state["config"], mine["config"], strict=True)):
-            for key in own:
-                if saved.get(key, _DEFAULTS.get(key)) != own[key]:
-                    is_part = is_function_name(saved.get(key))
-                    fix = f"give the function {saved[key]} as {key}" if is_part else "resume with the same settings"
-                    raise PruningError(
-                        f"state: of another config: group {index} was saved with {key} {saved.get(key)!r}, "
-                        f"this one has {own[key]!r}; {fix}"
-                    )
-        kept = [_layers_of(group, saved) for group, saved in zip(self.groups, state["layers"], strict=True)]
+        kept = checked_state(state, self._state(), self.groups)
         self.step_count = state["step_count"]
         self._started = state["started"]
         self._observed = self._holds = False
@@ -393,25 +368,6 @@ class Pruner:
         for budget, table in zip(self.budgets, state.get("budgets", ()), strict=True):
             budget.take(CostTable.from_state(table))
         self._sparse.resume(state.get("sparse_layers"), self.step_count)
-
-
-def _saved(group: PrunedGroup, layer: Layer) -> list[Any]:
-    """What a state says of a layer: name and shape, and the block that a function gave it."""
-    block = [list(layer.block)] if group.config.pattern.sizes else []
-    return [layer.name, list(layer.shape), *block]
-
-
-def _layers_of(group: PrunedGroup, saved: list[list[Any]]) -> list[Layer]:
-    """Those of a group that a state is of; it may lack layers that no gradient reached."""
-    names = [name for name, *_ in saved]
-    may_lack = group.config.needs_gradient and group.config.names_all
-    layers = [layer for layer in group.found if layer.name in names or not may_lack]
-    mine = [_saved(group, layer) for layer in layers]
-    if saved != mine:
-        if [entry[:2] for entry in saved] == [entry[:2] for entry in mine]:
-            raise PruningError(f"state: {group.config.pattern} gave other block sizes when it was saved")
-        raise PruningError("state: of another model: the names or shapes of its pruned layers differ")
-    return layers
 
 
 def _lr_of(lr: float | Callable[[Layer], Any] | None) -> Callable[[Layer], float]:
