@@ -183,10 +183,9 @@ def _misfits(layers: Sequence[Layer]) -> list[tuple[str, str]]:
 def _without(
     layers: Sequence[Layer], misfits: Sequence[tuple[str, str]], config: GroupConfig
 ) -> tuple[list[Layer], list, list[str]]:
-    """The layers that a pattern divides, no misfits, and a note on those that are left, with the heads they are of."""
+    """The layers that a pattern divides, no misfits, and a note on those that are left."""
     names = {name for name, _ in misfits}
-    heads = {layer.attention for layer in layers if layer.name in names and layer.attention is not None}
-    kept = [layer for layer in layers if layer.name not in names and layer.attention not in heads]
+    kept = [layer for layer in layers if layer.name not in names]
     note = f"left dense, since {config.pattern} does not divide them: {listed([f'{n} ({r})' for n, r in misfits])}"
     return kept, [], [note] if misfits else []
 

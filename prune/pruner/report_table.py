@@ -45,7 +45,7 @@ def name_of(names: Sequence[str]) -> str:
     """One name for several layers: how many there are, and what they lie in."""
     if len(names) == 1:
         return names[0]
-    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    columns = zip(*(name.split(".") for name in names), strict=False)
     where = ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
     return f"{len(names)} layers" + (f" in {where}" if where else "")
 

@@ -45,6 +45,10 @@ def test_extra_zeros_are_counted_and_shown(make_mlp):
     report = pruner.report()
     assert [row.extra_zeros for row in report.layers] == [0, 3]
     assert "3 weights are zero though no mask prunes them" in str(report)
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["layer", "pattern", "shape", "zeros", "extra", "sparsity"]
+    assert lines[2].split()[0] == "2", "what has more zeros than its mask asks for has a line of its own"
+    assert lines[2].split()[4] == "3"
     assert report.pattern_verified
 
 
