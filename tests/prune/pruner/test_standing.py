@@ -93,7 +93,7 @@ def test_layers_that_are_alike_share_a_line():
         {"op_names": ["^a"], "target_sparsity": 0.75, "pruning_scope": "local"}, {"op_names": ["^b"], "target_sparsity": 0.5}
     ])  # fmt: skip
     lines = str(report).splitlines()
-    assert [line.split()[0:3] for line in lines[1:3]] == [["2", "layers", "in"], ["b", "4x1", "8x8"]] or report.notes
+    assert [line.split()[0:3] for line in lines[1:3]] == [["2", "layers", "in"], ["b", "4x1", "8x8"]]
     totals = [line for line in lines if line.startswith("zeros of ")]
     assert len({len(line) for line in totals}) == 1, "one column"
     assert "zeros of all Linear and Conv weights (Element-wise/matmul, Gemm, conv ratio)" in totals[1]
