@@ -49,7 +49,8 @@ def test_import_is_lazy():
 def test_public_names():
     assert trisparse.__all__ == [
         "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress",
-        "compress_like", "decompress", "describe", "export", "from_pretrained", "prune_once", "save_pretrained",
+        "compress_like", "decompress", "describe", "export", "from_pretrained", "prune_once", "push_to_hub",
+        "save_pretrained",
     ]  # fmt: skip
     assert trisparse.PruningCallback.__doc__
     assert all(getattr(trisparse, name).__doc__ for name in trisparse.__all__)

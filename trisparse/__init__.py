@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trisparse.prune.deploy.compress import compress, decompress
     from trisparse.prune.deploy.compress_like import compress_like
     from trisparse.prune.deploy.export import export
+    from trisparse.prune.deploy.hub import push_to_hub
     from trisparse.prune.deploy.layer_spec import describe
     from trisparse.prune.errors import PruningError
     from trisparse.prune.pruner.callback import PruningCallback as PruningCallback
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [  # and PruningCallback, which needs transformers
     "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "compress_like",
-    "decompress", "describe", "export", "from_pretrained", "prune_once", "save_pretrained",
+    "decompress", "describe", "export", "from_pretrained", "prune_once", "push_to_hub",
+    "save_pretrained",
 ]  # fmt: skip
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "export": "trisparse.prune.deploy.export",
     "from_pretrained": "trisparse.prune.deploy.checkpoint",
     "prune_once": "trisparse.prune.pruner.once",
+    "push_to_hub": "trisparse.prune.deploy.hub",
     "save_pretrained": "trisparse.prune.deploy.checkpoint",
 }
 
