@@ -4,6 +4,7 @@ import doctest
 import importlib
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 TEXTS = {path.name: path.read_text() for path in PAGES}
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?:<!-- (?:not run: (?P<why>[^\n]+)|run where it is installed: (?P<needs>\w+)) -->\n)?"
+    r"```(?P<kind>\w*)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 # what was measured: milliseconds, times as fast, an accuracy or a share to two digits and more
 MEASURED = re.compile(r"\d ms\b|\b\d+\.\d+x|\b\d+\.\d+ times|\b0\.\d{3,}|[+-]\d+\.\d+ ?%")
@@ -42,6 +45,8 @@ def test_python_blocks_run_in_their_order(path, tmp_path, monkeypatch):
     for block in FENCE.finditer(path.read_text()):
         if block["kind"] == "python":
             assert block["why"] is None, "Python is run"
+            if block["needs"] and not find_spec(block["needs"]):
+                continue
             line = path.read_text()[: block.start("code")].count("\n")
             exec(compile("\n" * line + block["code"], path, "exec"), page)
 
@@ -237,6 +242,9 @@ def test_speeds_of_a_model_on_a_cpu_are_those_of_their_file():
         assert f"{row['models']['packed']['times']:.2f} times" in TEXTS["README.md"]
     peers = (read("cpu_model")["rows"][0]["models"][name]["times"] for name in ("onnxruntime", "openvino"))
     assert " and ".join(f"{times:.2f}" for times in peers) in TEXTS["README.md"]
+    for row in read("cpu_model")["rows"]:
+        times = [row["models"][name]["times"] for name in ("packed", "onnxruntime", "openvino")]
+        assert f"| {row['texts']} | {' | '.join(f'{found:.2f}x' for found in times)} |" in TEXTS["around.md"]
 
 
 def test_speeds_of_sparse_training_are_those_of_their_file():

@@ -49,7 +49,7 @@ def test_import_is_lazy():
 def test_public_names():
     assert trisparse.__all__ == [
         "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress",
-        "compress_like", "decompress", "describe", "export", "from_pretrained", "prune_once", "report",
+        "compress_like", "decompress", "describe", "export", "from_pretrained", "prune_once", "push_to_hub", "report",
         "save_pretrained",
     ]  # fmt: skip
     assert trisparse.PruningCallback.__doc__

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trisparse.prune.deploy.compress import compress, decompress
     from trisparse.prune.deploy.compress_like import compress_like
     from trisparse.prune.deploy.export import export
+    from trisparse.prune.deploy.hub import push_to_hub
     from trisparse.prune.deploy.layer_spec import describe
     from trisparse.prune.errors import PruningError
     from trisparse.prune.one_shot.once import prune_once
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [  # and PruningCallback, which needs transformers
     "MaskedAdamW", "Pruner", "PruningConfig", "PruningError", "SparsityReport", "compact", "compress", "compress_like",
-    "decompress", "describe", "export", "from_pretrained", "prune_once", "report", "save_pretrained",
+    "decompress", "describe", "export", "from_pretrained", "prune_once", "push_to_hub", "report", "save_pretrained",
 ]  # fmt: skip
 
 _HOME = {
@@ -46,6 +47,7 @@ _HOME = {
     "export": "trisparse.prune.deploy.export",
     "from_pretrained": "trisparse.prune.deploy.checkpoint",
     "prune_once": "trisparse.prune.one_shot.once",
+    "push_to_hub": "trisparse.prune.deploy.hub",
     "report": "trisparse.prune.deploy.any_report",
     "save_pretrained": "trisparse.prune.deploy.checkpoint",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trisparse.prune.deploy.checkpoint_files import (
     weight_files,
 )  # fmt: skip
 from trisparse.prune.deploy.layer_spec import Spec, describe, is_ours, note_in_config
+from trisparse.prune.deploy.model_card import CardNotes, write_card
 from trisparse.prune.deploy.replaced_folder import SAVED, replaced_folder
 from trisparse.prune.deploy.saved_names import headers_in_model, is_transformers_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
@@ -35,27 +37,30 @@ _SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)  # what h
 
 
 def save_pretrained(
-    model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB", overwrite: bool = False
-) -> None:
+    model: nn.Module, folder: str | Path, max_shard_size: int | str = "5GB", overwrite: bool = False, *,
+    metrics: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
     """Save a transformers model, packed layers as packed tensors, in safetensors files and `config.json`.
 
     The config's `quantization_config` has `quant_method` "trisparse", the sizes of every layer that is not as the model
     makes it, and the files' digests. Files appear under their names only once all are written. A compressed model that
     the folder held, or what this function wrote there, goes; `overwrite` replaces any other checkpoint; other files
-    stay.
+    stay. So does a `README.md` that somebody else wrote or changed; else it is a card of the model, with its zeros,
+    bytes and formats, and `metrics` by their names.
 
     Raises:
         PruningError: no transformers model, one that another method quantized, a path that is a file, a size that is
-            none, files of something else, convolutions without their zero channels, or tensors that transformers writes
-            otherwise than it would read them; then nothing is written.
+            none, metrics that are no numbers, files of something else, convolutions without their zero channels, or
+            tensors that transformers writes otherwise than it would read them; then nothing is written.
     """
     check_shard_size(max_shard_size)
+    notes = CardNotes({} if metrics is None else metrics)
     check_savable(transformers_model(model))
     with replaced_folder(Path(folder), SAVED, overwrite) as half:
-        write_pretrained(model, half, max_shard_size)
+        write_pretrained(model, half, max_shard_size, notes)
 
 
-def write_pretrained(model: nn.Module, half: Path, max_shard_size: int | str) -> None:
+def write_pretrained(model: nn.Module, half: Path, max_shard_size: int | str, notes: CardNotes | None = None) -> None:
     """The files of `save_pretrained`, into an empty folder."""
     bare: Any = transformers_model(model)
     check_savable(bare)
@@ -73,6 +78,7 @@ def write_pretrained(model: nn.Module, half: Path, max_shard_size: int | str) ->
         _check_written(bare, half)
         config["quantization_config"]["files"] = {path.name: digest(path) for path in weight_files(half)}
         atomic_write(half / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_card(bare, half, notes)
 
 
 def _check_written(model: Any, folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trisparse.prune.deploy.checkpoint_files import digest, read_config
 from trisparse.prune.deploy.layer_spec import is_ours
+from trisparse.prune.deploy.model_card import CARD, card_is_free, is_card
 from trisparse.prune.errors import PruningError
 
 SAVED, EXPORTED = "save_pretrained", "export"  # what a folder was written by
@@ -25,7 +26,8 @@ def replaced_folder(folder: Path, by: str, overwrite: bool = False) -> Iterator[
     """A new folder, inside `folder`, to write to; if all goes well its files replace those of `folder`.
 
     What was written by the same means before goes, and weights of any checkpoint; any other file stays. The config
-    leaves first and comes last: what is interrupted between has none, and can't be read as a mixture of two.
+    leaves first and comes last: what is interrupted between has none, and can't be read as a mixture of two. A card is
+    never written over a README.md of somebody else's.
 
     Raises:
         PruningError: a file would be lost that something else wrote, or changed since, and `overwrite` is not set.
@@ -36,6 +38,8 @@ def replaced_folder(folder: Path, by: str, overwrite: bool = False) -> Iterator[
     half.mkdir(parents=True)
     try:
         yield half
+        if is_card(half / CARD) and not card_is_free(folder):
+            (half / CARD).unlink()
         names = sorted(path.name for path in half.iterdir())
         if not overwrite:
             _check_names({name for name in names if (folder / name).exists()} - own, folder, by)
@@ -89,6 +93,7 @@ def _written_by(folder: Path, by: str) -> set[str]:
     except (OSError, ValueError, TypeError, KeyError):
         digests = {}
     own = {name for name, found in digests.items() if (folder / name).is_file() and digest(folder / name) == found}
+    own |= {CARD} if is_card(folder / CARD) else set()
     with contextlib.suppress(PruningError):  # no config, or none that can be read
         if by == SAVED and is_ours(read_config(folder).get("quantization_config")):
             belongs = {"generation_config.json", REPORT}

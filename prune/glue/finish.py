@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import statistics
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ import transformers
 from trisparse.prune.costs.model_time import text_examples
 from trisparse.prune.deploy.checkpoint import from_pretrained
 from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint
+from trisparse.prune.deploy.model_card import CardNotes
 from trisparse.prune.glue.eval import answer
 from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import COMPRESSED, push_to_hub, save_model, save_results
@@ -34,7 +36,7 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
     results = make_results(s, progress, teacher_eval, report)
     weights, pruner_state = model_state(s.model), s.pruner.state_dict() if s.pruner else None
     if s.accelerator.is_main_process:
-        save_model(s.folder, s.bare, weights, s.tokenizer, pruner_state)
+        save_model(s.folder, s.bare, weights, s.tokenizer, pruner_state, card_notes(s, results["eval"]))
         if report:
             report.save(s.folder)
         _plot(s, progress, results)
@@ -47,7 +49,7 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
         for note in results["notes"]:
             s.accelerator.print(note)
         if s.args.training.compress:
-            said, results["speed"] = _compressed(s, s.args.training.compress, progress["best"] is not None)
+            said, results["speed"] = _compressed(s, s.args.training.compress, results)
             save_results(s.folder, results, history)
             s.accelerator.print(said)
         if s.args.training.push_to_hub:
@@ -64,12 +66,23 @@ def _plot(s: Setup, progress: dict[str, Any], results: dict[str, Any]) -> None:
     plot_history(progress["steps"], progress["evals"], levels, results["pattern"], title, s.folder / "history.png")
 
 
-def _compressed(s: Setup, prefer: str, has_best: bool) -> tuple[str, dict[str, Any]]:
+def card_notes(s: Setup, metrics: dict[str, float]) -> CardNotes:
+    """What the card of a model of this run says besides what is counted in its files."""
+    return CardNotes(metrics, pattern=_patterns(s), base_model=s.args.model.model_name_or_path or "")
+
+
+def _patterns(s: Setup) -> str:
+    groups = s.pruner.config.groups if s.pruner else ()
+    return " + ".join(sorted({str(group.pattern) for group in groups}))
+
+
+def _compressed(s: Setup, prefer: str, results: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Pack the best model, or the last where none is, for its budget's tokens, or for one text and a batch of them.
 
     Returns what came out, in words, and how many times as fast as dense it is, for `all_results.json`.
     """
-    source, target, length = s.folder / "best" if has_best else s.folder, s.folder / COMPRESSED, s.args.data.max_length
+    best, target, length = results["best_eval"], s.folder / COMPRESSED, s.args.data.max_length
+    source = s.folder if best is None else s.folder / "best"
     model = from_pretrained(source).to(s.accelerator.device).eval()
     budgets = [budget for budget in (s.pruner.budgets if s.pruner else ()) if budget.budget.tokens]
     tokens = (
@@ -78,7 +91,8 @@ def _compressed(s: Setup, prefer: str, has_best: bool) -> tuple[str, dict[str, A
         else tuple(sorted({length, length * s.args.data.per_device_eval_batch_size}))
     )
     dense = copy.deepcopy(model)
-    report = compress_checkpoint(model, source, target, prefer, tokens)
+    notes = replace(card_notes(s, best or results["eval"]), metrics_of="the model before it was compressed")
+    report = compress_checkpoint(model, source, target, prefer, tokens, notes=notes)
     packed = from_pretrained(target).to(s.accelerator.device).eval()
     gains = {count: times_faster(dense, packed, example) for count, example in text_examples(dense, tokens).items()}
     speed: dict[str, Any] = {"times_faster": gains, "mean": statistics.harmonic_mean(gains.values())}
@@ -100,7 +114,7 @@ def make_results(
     metrics = {key: value for key, value in last.items() if key not in ("step", "epoch")}
     return {
         "task": s.task.name,
-        "pattern": " + ".join(sorted({str(group.pattern) for group in groups})) or "dense",
+        "pattern": _patterns(s) or "dense",
         "target_sparsity": targets[0] if len(targets) == 1 else targets,
         "eval": metrics,
         "best_eval": progress["best"] and progress["best"]["metrics"],

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from trisparse.prune.deploy.hub import upload
+from trisparse.prune.deploy.model_card import CARD, CardNotes, card_is_free, is_card, write_card
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_save, atomic_write
 from trisparse.prune.glue.args import GlueArguments
@@ -87,6 +89,8 @@ def clear_old_run(folder: Path, logs: Sequence[Path] = ()) -> None:
         for pattern in _OURS:
             for path in directory.glob(pattern):
                 path.unlink()
+        if is_card(directory / CARD):
+            (directory / CARD).unlink()
     for path in logs:
         path.unlink(missing_ok=True)
     for directory in parts:
@@ -153,14 +157,16 @@ def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str],
 
 
 def save_model(
-    folder: Path, model: Any, weights: dict[str, Any], tokenizer: Any, pruner: dict[str, Any] | None
+    folder: Path, model: Any, weights: dict[str, Any], tokenizer: Any, pruner: dict[str, Any] | None, notes: CardNotes
 ) -> None:
-    """Save dense weights with zeros, tokenizer and the Pruner's state; complete or not at all."""
+    """Save dense weights with zeros, tokenizer, the Pruner's state and a card; complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".saving", dir=folder))  # in the folder: a rename can't leave its disk
     try:
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
+        if card_is_free(folder):
+            write_card(model, temporary, notes, weights)
         if pruner is not None:
             torch.save(pruner, temporary / "pruner.pt")
         for path in temporary.iterdir():
@@ -181,20 +187,12 @@ def push_to_hub(folder: Path, args: GlueArguments) -> str:
     Raises:
         PruningError: the hub refuses or can't be reached.
     """
-    from huggingface_hub import HfApi
-
     t = args.training
     assert t.hub_model_id is not None
+    allow = [*_OURS, CARD] if is_card(folder / CARD) else _OURS
     try:
-        api = HfApi(token=t.hub_token)
-        url = api.create_repo(t.hub_model_id, exist_ok=True)
-        api.upload_folder(
-            repo_id=url.repo_id, folder_path=folder, allow_patterns=list(_OURS), ignore_patterns=[CHECKPOINT, "*/*"],
-            commit_message="Upload of trisparse train",
-        )  # fmt: skip
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PruningError(
-            f"--push_to_hub: {t.hub_model_id} was not uploaded: {reason}; the run is in {folder}"
-        ) from None
-    return str(url)
+        return upload(
+            folder, t.hub_model_id, t.hub_token, None, "Upload of trisparse train", allow, [CHECKPOINT, "*/*"]
+        )
+    except PruningError as error:
+        raise PruningError(f"--push_to_hub: {error}") from None

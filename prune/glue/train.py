@@ -47,6 +47,7 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
 
     from trisparse.prune.glue.distill import distillation_loss
     from trisparse.prune.glue.eval import evaluate
+    from trisparse.prune.glue.finish import card_notes
     from trisparse.prune.glue.mask_history import begin_history
     from trisparse.prune.glue.metrics import best_value
     from trisparse.prune.glue.output import clear_old_run, save_checkpoint, save_model
@@ -138,7 +139,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
             if progress["epoch"] == 1:
                 clear_old_run(s.folder, earlier_logs)  # not before there is something to put in its place
             if is_best:
-                save_model(s.folder / "best", s.bare, parts["model"], s.tokenizer, parts.get("pruner"))
+                best_parts = parts["model"], s.tokenizer, parts.get("pruner")
+                save_model(s.folder / "best", s.bare, *best_parts, card_notes(s, metrics))
             save_checkpoint(s.folder, checkpoint)
         accelerator.wait_for_everyone()
     bar.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +18,9 @@ from trisparse.prune.pruner.attach import Attachment
 from trisparse.prune.pruner.pruner import Pruner
 from trisparse.prune.pruner.report import SparsityReport
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 _STATE = "pruner.pt"
 _TRAINER_STEP = "trainer_step"
 
@@ -28,7 +31,8 @@ class PruningCallback(TrainerCallback):
     Steps are optimizer steps, whatever the gradient accumulation; those that a loss scaler skips do not count. Mixed
     precision, checkpoints and resuming work as without it. Each checkpoint gets the Pruner's state in `pruner.pt`. The
     Trainer does not say which checkpoint it resumes from: it is looked for in `output_dir`, unless
-    `TrainingArguments(resume_from_checkpoint=...)` names another folder, too. Logs and metrics are left alone.
+    `TrainingArguments(resume_from_checkpoint=...)` names another folder, too. Logs and metrics are left alone, unless
+    `log_to` is called.
 
     With `load_best_model_at_end`, and for early stopping, only evaluations after the last pruning event count.
 
@@ -61,6 +65,19 @@ class PruningCallback(TrainerCallback):
         self.report: SparsityReport | None = None
         self.history: list[tuple[int, float]] = []
         self._attachment: Attachment | None = None
+        self._trainer: Trainer | None = None
+        self._logged_step = -1
+
+    def log_to(self, trainer: Trainer) -> None:
+        """Have a Trainer log `sparsity`, of the masks, after each pruning event, for all that its `report_to` names.
+
+        It is an entry of its own in the log, since the Trainer shows a log to those it reports to before it shows it to
+        callbacks like this one. So the losses stay averages over `logging_steps`, and metrics what they were.
+
+        Args:
+            trainer: the one whose callback this is.
+        """
+        self._trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -93,6 +110,8 @@ class PruningCallback(TrainerCallback):
             _restore(pruner, _resumed_folder(args, state) / _STATE, state.global_step)
         self._attachment = pruner.attach(kwargs["optimizer"])
         self.pruner, self.report, self.history = pruner, None, []
+        self._logged_step = pruner.step_count if state.global_step else -1
+        self._log_event(control)
 
     def _config(self, state: TrainerState) -> PruningConfig:
         if isinstance(self.config, PruningConfig):
@@ -107,13 +126,23 @@ class PruningCallback(TrainerCallback):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at all zeros before the Trainer evaluates or saves.
+        """Log an event, and look at all zeros before the Trainer evaluates or saves.
 
         Raises:
             PruningError: weights that the masks prune came back.
         """
+        self._log_event(control)
         if self.pruner is not None and (control.should_evaluate or control.should_save):
             self.pruner.check_zeros()
+
+    def _log_event(self, control: TrainerControl) -> None:
+        if self.pruner is None or self._trainer is None or self.pruner.step_count == self._logged_step:
+            return
+        self._logged_step = step = self.pruner.step_count  # which stays where a loss scaler skips a step
+        if any(group.sparsity(step) is not None for group in self.pruner.groups):
+            is_due = control.should_log  # of the loss; the Trainer takes any log for it
+            self._trainer.log({"sparsity": self.pruner.sparsity()})
+            control.should_log = is_due
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

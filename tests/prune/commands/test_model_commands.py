@@ -46,6 +46,7 @@ def test_compress_inspect_export(folder, tmp_path, capsys):
     assert "files 0.3 -> 0.2 MiB; " in text
     assert {path.name for path in small.iterdir()} == {
         "config.json", "model.safetensors", "vocab.txt", "compression_report.json", ".trisparse.json",
+        "README.md",
     }  # fmt: skip
     assert json.loads((small / "compression_report.json").read_text())["prefer"] == "memory"
     torch.testing.assert_close(logits(small), logits(folder))

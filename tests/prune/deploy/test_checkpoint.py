@@ -95,7 +95,7 @@ def test_loads_as_it_was(saved, name):
     assert config["quantization_config"]["quant_method"] == "trisparse"
     assert config["quantization_config"]["format_version"] == 1
     assert "sparsity_config" not in json.dumps(config)
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".safetensors"}
 
 
 @pytest.mark.parametrize("name", MODELS)

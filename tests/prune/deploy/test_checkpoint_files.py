@@ -158,7 +158,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(folders, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save_pretrained(models[1], one)
     assert torch.equal(logits(from_pretrained(one)), logits(models[0]))
-    assert sorted(path.name for path in one.iterdir()) == [".trisparse.json", "config.json", WEIGHTS]
+    assert sorted(path.name for path in one.iterdir()) == [".trisparse.json", "README.md", "config.json", WEIGHTS]
 
 
 def test_what_can_be_saved_and_where(make_bert, tmp_path):

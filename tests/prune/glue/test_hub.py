@@ -101,7 +101,8 @@ def test_the_result_is_uploaded(hub, command, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "uploaded to" in result.stdout
     assert hub.created[0]["name"] == "tiny"
-    assert {"model.safetensors", "config.json", "tokenizer.json", "all_results.json"} <= set(hub.files)
+    wanted = {"model.safetensors", "config.json", "tokenizer.json", "all_results.json", "README.md"}
+    assert wanted <= set(hub.files)
     assert not {"checkpoint.pt", "mine.txt", "notes/mine.json", "best/model.safetensors"} & set(hub.files)
     assert hub.files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     assert hub.tokens == {"Bearer hf_secret"}

@@ -343,6 +343,12 @@ def test_the_best_model_is_left_compressed(world, glue, capsys):
     torch.testing.assert_close(model(ids).logits, best(ids).logits)
     assert (folder / "tokenizer.json").exists()
     assert (folder / "compression_report.json").exists()
+    results = json.loads((world / "packed" / "all_results.json").read_text())
+    for card, of in ((world / "packed", "eval"), (world / "packed" / "best", "best_eval"), (folder, "best_eval")):
+        text = (card / "README.md").read_text()
+        assert f"| f1 | {results[of]['f1']:.4f} |" in text
+        assert "| pattern | 4x1 |" in text
+    assert "of the model before it was compressed" in text
     glue(world, "dense", "packed", *flags[:-1])
     assert not folder.exists(), "what an earlier run left is not taken for this one's"
     with pytest.raises(PruningError, match="--compress: 'fast' is not one of speed, memory"):

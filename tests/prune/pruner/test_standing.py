@@ -84,12 +84,14 @@ def test_layers_that_a_pattern_does_not_divide(on_misfit):
 
 
 def test_layers_that_are_alike_share_a_line():
-    model = nn.ModuleDict({"a": nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 16)]), "b": nn.Linear(8, 8)})
-    report = prune_once(model, pattern="2:4", exclude_head=False)
+    def model():
+        return nn.ModuleDict({"a": nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 16)]), "b": nn.Linear(8, 8)})
+
+    report = prune_once(model(), pattern="2:4", exclude_head=False)
     lines = str(report).splitlines()
     assert lines[0].split() == ["layer", "pattern", "shape", "zeros", "sparsity"]
     assert lines[1].split() == ["3", "layers", "2:4", "2", "shapes", "128", "0.5000"]
-    report = prune_once(model, pattern="4x1", exclude_head=False, pruning_configs=[
+    report = prune_once(model(), pattern="4x1", exclude_head=False, pruning_configs=[
         {"op_names": ["^a"], "target_sparsity": 0.75, "pruning_scope": "local"}, {"op_names": ["^b"], "target_sparsity": 0.5}
     ])  # fmt: skip
     lines = str(report).splitlines()
