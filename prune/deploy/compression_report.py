@@ -100,7 +100,7 @@ class CompressionReport:
         """How many times as fast as dense the packed layers are, in the median of those that were timed."""
         measured: dict[int, list[float]] = {}
         for layer in self.layers:
-            for tokens, gain in layer.measured.items() if layer.format != "dense" else ():
+            for tokens, gain in layer.measured.items():
                 measured.setdefault(tokens, []).append(gain)
         gains = [f"{median(found):.2f} with T={tokens}" for tokens, found in sorted(measured.items())]
         return [f"their speed, dense = 1, T tokens, median: {', '.join(gains)}"] if gains else []

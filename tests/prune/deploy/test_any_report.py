@@ -50,14 +50,17 @@ def test_totals_and_text():
     found = report(model)
     assert (found.pruned_layers, found.matmul_gemm_conv) == (0.5, 64 / 144)
     assert str(found).splitlines()[1].split() == ["2", "layers", "2:4", "8x8", "64", "0.5000"]
-    shared = nn.Sequential(model[0], model[0])
-    assert [row.name for row in report(shared).layers] == ["0"]
+    model[1].weight = model[0].weight
+    assert [row.name for row in report(model).layers] == ["0", "2"], "a shared weight counts once"
 
 
 def test_convolutions_and_conv1d_have_their_own_layout():
     conv = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8))
     prune_once(conv, pattern="2:4", exclude_head=False)
     assert [row.pattern for row in report(conv).layers] == ["2:4"] * 3
+    conv1d = nn.Sequential(pytest.importorskip("transformers.pytorch_utils").Conv1D(16, 8), nn.ReLU())
+    prune_once(conv1d, pattern="4x1", target_sparsity=0.5)
+    assert [row.pattern for row in report(conv1d).layers] == ["4x1"]
 
 
 def test_a_compressed_model_is_looked_at_as_it_was():

@@ -272,3 +272,17 @@ def test_an_unknown_recipe_names_the_known():
         PruningError, match="--recipe: bert-mini-mrpc-4x2: no such file.*did you mean 'bert-mini-mrpc-4x1'"
     ):
         parse_arguments([*BASE, "--recipe", "bert-mini-mrpc-4x2"])
+
+
+def test_fractions_in_a_config_are_those_of_the_runs_steps(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from trisparse.prune.glue.plan import make_plan
+    from trisparse.prune.glue.setup import make_pruner
+
+    path = tmp_path / "c.yaml"
+    path.write_text("pattern: 4x1\nstart_step: 0.25\nend_step: 0.75\n")
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8))
+    args = parse_arguments([*PRUNE, "--pruning_config", str(path), "--max_train_steps", "40"])
+    assert make_pruner(args, model, model, make_plan(args, 40)).config.groups[0].window[:2] == (10, 30)
