@@ -60,7 +60,7 @@ class PruningConfig:
         seed: int | None = None, on_misfit: str | None = None, **unknown: Any,
     ) -> None:  # fmt: skip
         given = locals()
-        _check_keys(unknown, "")
+        check_keys(unknown, "")
         keys = {key: given[key] for key in KEYS if given[key] is not None}
         if pruning_configs is None:
             pruning_configs = [{}]
@@ -90,10 +90,11 @@ class PruningConfig:
         """The resolved groups as plain JSON values."""
         return [group.to_dict() for group in self.groups]
 
-    def excluding(self, *patterns: str) -> PruningConfig:
+    def excluding(self, *patterns: str | type) -> PruningConfig:
         """The same config with more `excluded_op_names` in every group."""
+        more = parse_names("excluded_op_names", patterns)
         return self.of_groups(
-            dataclasses.replace(group, excluded_op_names=(*group.excluded_op_names, *patterns)) for group in self.groups
+            dataclasses.replace(group, excluded_op_names=(*group.excluded_op_names, *more)) for group in self.groups
         )
 
     def in_steps(self, total_steps: int) -> PruningConfig:
@@ -121,7 +122,8 @@ class PruningConfig:
             return config
         if isinstance(config, (str, Path)):
             return cls.load(find_config(str(config)))
-        if isinstance(config, Mapping) and all(isinstance(key, str) for key in config):
+        if isinstance(config, Mapping):
+            check_keys({key: value for key, value in config.items() if key != "pruning_configs"})
             return cls(**config)
         if isinstance(config, (list, tuple)):
             return cls(pruning_configs=config)
@@ -174,7 +176,8 @@ class PruningConfig:
         return result
 
 
-def _check_keys(keys: Mapping[str, Any], where: str) -> None:
+def check_keys(keys: Mapping[str, Any], where: str = "") -> None:
+    """Raise PruningError for what is no key of a group."""
     if not isinstance(keys, Mapping):
         raise PruningError(f"{where.rstrip('.') or 'pruning_configs[0]'}: want a mapping of keys, got {keys!r}")
     for key in keys:
@@ -183,7 +186,7 @@ def _check_keys(keys: Mapping[str, Any], where: str) -> None:
 
 
 def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> GroupConfig:
-    _check_keys(group, where)
+    check_keys(group, where)
     # a target of None is one that is not given
     given_group = {key: value for key, value in group.items() if not (key == "target_sparsity" and value is None)}
     values = {**keys, **given_group}
@@ -194,6 +197,12 @@ def _resolve(group: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> G
                 raise PruningError(f"{given[0]}: pattern_lock holds from the first step; leave {given[0]} out")
             values = {key: value for key, value in values.items() if key not in SCHEDULE_KEYS}
         total = values.pop("total_steps", None)
+        if (
+            isinstance(values.get("start_step"), float)
+            and values.get("end_step") == 1
+            and type(values["end_step"]) is int
+        ):
+            raise PruningError("end_step: 1 is the first step, and start_step a fraction; write 1.0 for all steps")
         if total is not None:
             values = in_steps(values, total)
         values = _one_goal(values, given_group)

@@ -127,6 +127,7 @@ def read_config(path: Path, defaults: Mapping[str, Any], flags: Mapping[str, Any
     if odd := [key for key in content if not isinstance(key, str)]:
         raise PruningError(f"{path}: {odd[0]!r}: unknown key; want one of {', '.join(KEYS)}")
     groups = content.pop("pruning_configs", None)
+    content = {key: value for key, value in content.items() if value is not None}
     keys = {**defaults, **content, **flags}
     listed = [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) and groups else [{}]
     locks = [group.get("pruning_type", keys.get("pruning_type")) == "pattern_lock" for group in listed]

@@ -160,7 +160,7 @@ class GroupConfig:
             value = getattr(self, name)
             assert value is not None
             if isinstance(value, float):
-                raise PruningError(f"total_steps: missing; {name} {value:g} is a fraction of the optimizer's steps")
+                raise PruningError(f"total_steps: missing; {name} {value} is a fraction of the optimizer's steps")
         return self.start_step, self.end_step, self.pruning_frequency  # type: ignore[return-value]
 
     @property

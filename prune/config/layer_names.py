@@ -45,14 +45,16 @@ def _check(key: str, name: str) -> None:
 
 
 def class_name(kind: type) -> str:
-    """A class as an expression."""
+    """A class as an expression; of one that `fully_shard` derived, the class that it was."""
+    kind = next(c for c in kind.__mro__ if not c.__name__.startswith("FSDP"))
     return f"{CLASS}{kind.__module__}.{kind.__qualname__}"
 
 
 def names_of_class(kind: type) -> frozenset[str]:
     """How a class may be called, and those that it derives from, but for those of all modules."""
     own = [c for c in kind.__mro__ if c.__module__ not in ("builtins", "torch.nn.modules.module")]
-    return frozenset(name for c in own for name in (c.__name__, f"{c.__module__}.{c.__qualname__}"))
+    public = [f"torch.nn.{c.__name__}" for c in own if c.__module__.startswith("torch.nn.modules.")]
+    return frozenset([*public, *(name for c in own for name in (c.__name__, f"{c.__module__}.{c.__qualname__}"))])
 
 
 def finds(expression: str, name: str, classes: Set[str] = frozenset()) -> bool:

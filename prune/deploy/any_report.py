@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from trisparse.prune.deploy.compress import PACKED, decompress
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.census import count_parameters, unprunable_notes
-from trisparse.prune.layers.modules import find_head, unwrap
+from trisparse.prune.layers.foreign import foreign_weight
+from trisparse.prune.layers.left_out import listed
+from trisparse.prune.layers.modules import bare_modules, find_head, unwrap
 from trisparse.prune.layers.shards import is_sharded
 from trisparse.prune.layers.weights import named_weights
 from trisparse.prune.pruner.report import SparsityReport
 from trisparse.prune.pruner.report_table import LayerRow
 
-_HEIGHTS = (64, 32, 16, 8, 4, 2)  # of blocks, the highest that all zeros lie in is taken
+_HEIGHTS = (64, 32, 16, 8, 4, 2)  # of blocks, the highest that the zeros lie in is taken
 _NM = ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8))  # the sparsest, and of these the one with the smallest groups, is taken
+_PRUNED = 0.01  # share of zeros below which they are there by chance
+_STRAY = 0.01  # share of the zeros that may lie outside a pattern's units
 
 
 @torch.no_grad()
@@ -28,68 +32,100 @@ def report(model: nn.Module) -> SparsityReport:
         model: any; of one that was compressed, the dense weights that its layers stand for are looked at, in a copy.
 
     Returns:
-        A report as `Pruner.report` gives. `pattern_verified` and `complete` are None: nobody says what they were to be.
+        A report as `Pruner.report` gives. A pattern is what all zeros but a hundredth lie in; `extra_zeros` are the
+        others, and layers with fewer than a hundredth of zeros are dense. `pattern_verified` and `complete` are None:
+        nobody says what they were to be.
 
     Raises:
-        PruningError: no model, one without such weights, or one whose weights are spread over processes.
+        PruningError: no model, one without such weights, or one whose weights are spread over processes or hold no
+            numbers.
     """
     bare = unwrap(model)
     if packed := sum(isinstance(module, PACKED) for module in bare.modules()):
         bare = decompress(copy.deepcopy(bare))
+    foreign = {name: reason for name, module in bare_modules(bare) if (reason := foreign_weight(module))}
     rows, seen = [], set()
+    computed = [0, 0]  # zeros and numbers of weights that are no parameters
     for weight in named_weights(bare):
-        if weight.tensor is None or (id(weight.tensor), weight.part) in seen:
+        tensor = getattr(weight.module, weight.parameter, None)  # a parametrized one is computed
+        if not isinstance(tensor, Tensor) or weight.name in foreign:
             continue
-        if is_sharded(weight.tensor):
+        if is_sharded(tensor):
             raise PruningError(f"{weight.name}: is spread over processes; pruner.report() counts there")
-        seen.add((id(weight.tensor), weight.part))
-        tensor = weight.tensor if weight.part is None else weight.tensor[weight.part]
-        matrix = _matrix(tensor.detach(), weight.layout)
-        zeros = int((tensor == 0).sum())
-        rows.append(LayerRow(weight.name, pattern_of(matrix), tuple(tensor.shape), tensor.numel(), zeros, 0, True))
-    if not any(row.weights for row in rows):
-        raise PruningError("model: has no weight that can be pruned")
+        if isinstance(tensor, nn.parameter.UninitializedParameter) or tensor.is_meta:
+            raise PruningError(f"{weight.name}: its weight holds no numbers (uninitialized, or on the meta device)")
+        place = (id(weight.tensor if weight.tensor is not None else weight.module), weight.part)
+        if tensor.numel() == 0 or place in seen:
+            continue
+        seen.add(place)
+        row = _row(weight.name, tensor.detach() if weight.part is None else tensor[weight.part], weight.layout)
+        rows.append(row)
+        if weight.tensor is None:
+            computed = [computed[0] + row.zeros, computed[1] + row.weights]
+    if not rows:
+        why = next((f"{name} {reason}" for name, reason in foreign.items()), "nothing in it multiplies")
+        raise PruningError(f"model: has no weight whose zeros can be counted: {why}")
     matmul_zeros, matmul, all_zeros, everything = count_parameters(bare)
-    pruned = [row for row in rows if row.zeros] or rows
+    pruned = [row for row in rows if row.pattern != "dense"] or rows
     head = find_head(bare)
+    notes = [f"compressed: {packed} layers are packed"] if packed else []
+    if not computed[1]:  # else what they are computed from would be called dense
+        notes += unprunable_notes(bare)
+    notes += [f"not counted: {listed(list(foreign))}, which {next(iter(foreign.values()))}"] if foreign else []
     return SparsityReport(
         layers=tuple(rows),
         pruned_layers=sum(row.zeros for row in pruned) / sum(row.weights for row in pruned),
-        matmul_gemm_conv=matmul_zeros / matmul,
+        matmul_gemm_conv=(matmul_zeros + computed[0]) / (matmul + computed[1]),
         all_parameters=all_zeros / everything,
         pattern_verified=None,
         complete=None,
-        head=head[0] if head and not any(row.zeros and row.name == head[0] for row in rows) else None,
-        notes=(*([f"compressed: {packed} layers are packed"] if packed else []), *unprunable_notes(bare)),
+        head=head[0] if head and not any(row in pruned and row.zeros and row.name == head[0] for row in rows) else None,
+        notes=tuple(notes),
     )
 
 
-def _matrix(weight: Tensor, layout: str) -> Tensor:
-    """`[out, in]`, of a convolution `[out, taps · in]` with the inputs fastest."""
+def _row(name: str, tensor: Tensor, layout: str) -> LayerRow:
+    view = _view(tensor, layout)
+    zeros = int((tensor == 0).sum())
+    pattern, inside = pattern_of(view) if zeros >= _PRUNED * tensor.numel() else ("dense", 0)
+    return LayerRow(name or "model", pattern, tuple(tensor.shape), tensor.numel(), zeros, zeros - inside, True)
+
+
+def _view(weight: Tensor, layout: str) -> Tensor:
+    """`[out, taps, in]`; a linear layer has one tap."""
     if layout.startswith("conv"):
         taps = weight.flatten(2)
-        return (taps.permute(0, 2, 1) if layout == "conv" else taps.permute(1, 2, 0)).flatten(1)
-    return weight.t() if layout == "transposed" else weight
+        return taps.permute(0, 2, 1) if layout == "conv" else taps.permute(1, 2, 0)
+    return (weight.t() if layout == "transposed" else weight).unsqueeze(1)
 
 
-def pattern_of(matrix: Tensor) -> str:
-    """The coarsest pattern whose units all zeros of `[out, in]` lie in: `1x1` for single ones, `dense` without any."""
-    zero = matrix == 0
-    count = int(zero.sum())
-    rows, cols = matrix.shape
-    if not count:
-        return "dense"
-    if int(zero.all(1).sum()) * cols == count:
-        return "1xchannel"
-    if int(zero.all(0).sum()) * rows == count:
-        return "channelx1"
+def pattern_of(view: Tensor) -> tuple[str, int]:
+    """The coarsest pattern whose units hold the zeros of `[out, taps, in]`, and how many they hold.
+
+    `dense` without zeros, `1x1` for those that no unit holds.
+    """
+    zero = view == 0
+    total = int(zero.sum())
+    rows, _, cols = view.shape
+    if not total:
+        return "dense", 0
+    least = total * (1 - _STRAY)
+    for name, whole, can_tell in (
+        ("1xchannel", zero.flatten(1).all(1), view[0].numel() > 1),
+        ("channelx1", zero.all(1).all(0), rows > 1),
+    ):
+        count = int(whole.sum()) * (view.numel() // len(whole))
+        if can_tell and count >= least:
+            return name, count
+    matrix = zero.flatten(1)
+    wide = matrix.shape[1]
     for n in _HEIGHTS:
         for m in (n, 1) if n > 2 else (1,):
-            if rows % n == 0 and cols % m == 0:
-                units = zero.view(rows // n, n, cols // m, m).all(3).all(1)
-                if int(units.sum()) * n * m == count:
-                    return f"{n}x{m}"
+            if rows % n == 0 and wide % m == 0:
+                units = matrix.view(rows // n, n, wide // m, m).all(3).all(1)
+                if (count := int(units.sum()) * n * m) >= least:
+                    return f"{n}x{m}", count
     for n, m in _NM:
-        if cols % m == 0 and int((~zero).view(rows, cols // m, m).sum(2).max()) <= n:
-            return f"{n}:{m}"
-    return "1x1"
+        if cols % m == 0 and int((~matrix).view(rows, wide // m, m).sum(2).max()) <= n:
+            return f"{n}:{m}", total
+    return "1x1", total

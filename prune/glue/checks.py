@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from trisparse.prune.config.config import PruningConfig
 from trisparse.prune.errors import PruningError
@@ -12,7 +13,7 @@ from trisparse.prune.glue.tasks import TASKS, Task, find_task
 from trisparse.prune.parser import not_one_of
 
 _HUGE = 10**9
-_ANY_WINDOW = {"start_step": 1, "end_step": 10**9}  # stands in until the length of the data is known
+_ANY_WINDOW: dict[str, Any] = {"start_step": 1, "end_step": 1.0}  # stands in until the length of the data is known
 
 
 def check(args: GlueArguments) -> None:

@@ -51,7 +51,7 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
     owner: dict[tuple[int, int | None], int] = {}
     found: list[list[Layer]] = []
     left: dict[str, str] = {}
-    skipped: list[str] = []
+    skipped: list[tuple[str, str, str]] = []  # pattern, name, reason
     for index, config in enumerate(groups):
         _check_numbers(model, config, head)
         stays = {
@@ -90,10 +90,14 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
                 layers.append(layer)
         misfits = _misfits(layers)
         if config.on_misfit == "skip":
-            layers, misfits, note = _without(layers, misfits, config)
-            skipped += note
+            skipped += [(str(config.pattern), name, reason) for name, reason in misfits]
+            names = {name for name, _ in misfits}
+            for layer in layers:
+                if layer.name in names:
+                    del owner[id(layer.weight), layer.part]  # another group may have it
+            layers, misfits = [layer for layer in layers if layer.name not in names], []
         if not layers:
-            raise PruningError("; ".join([_no_layers(config, index, weights, head, left), *skipped]))
+            raise PruningError("; ".join([_no_layers(config, index, weights, head, left), *_skip_notes(skipped)]))
         if misfits:
             raise PruningError(
                 f"pattern: {config.pattern} does not divide {', '.join(f'{n} ({why})' for n, why in misfits)}; "
@@ -102,7 +106,7 @@ def find_layers(model: nn.Module, groups: Sequence[GroupConfig]) -> Found:
         found.append(layers)
     pruned = {layer.name for layers in found for layer in layers}
     notes = notes_of((name, reason) for name, reason in left.items() if name not in pruned)
-    return Found(found, [*notes, *skipped])
+    return Found(found, [*notes, *_skip_notes([entry for entry in skipped if entry[1] not in pruned])])
 
 
 def _is_excluded(config: GroupConfig, name: str, classes: Set[str], is_head: bool) -> bool:
@@ -180,14 +184,10 @@ def _misfits(layers: Sequence[Layer]) -> list[tuple[str, str]]:
     return found
 
 
-def _without(
-    layers: Sequence[Layer], misfits: Sequence[tuple[str, str]], config: GroupConfig
-) -> tuple[list[Layer], list, list[str]]:
-    """The layers that a pattern divides, no misfits, and a note on those that are left."""
-    names = {name for name, _ in misfits}
-    kept = [layer for layer in layers if layer.name not in names]
-    note = f"left dense, since {config.pattern} does not divide them: {listed([f'{n} ({r})' for n, r in misfits])}"
-    return kept, [], [note] if misfits else []
+def _skip_notes(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
+    patterns = dict.fromkeys(pattern for pattern, *_ in skipped)
+    said = {own: [f"{name} ({reason})" for pattern, name, reason in skipped if pattern == own] for own in patterns}
+    return [f"left dense, since {pattern} does not divide them: {listed(names)}" for pattern, names in said.items()]
 
 
 def _no_layers(

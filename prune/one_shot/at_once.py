@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trisparse.prune.config.budget import BUDGET_KEYS
-from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.config.config import PruningConfig, check_keys
 from trisparse.prune.config.file import find_config, read_config
 from trisparse.prune.config.patterns import parse_pattern
 from trisparse.prune.errors import PruningError
@@ -26,7 +26,7 @@ def config_at_once(config: Any, keys: Mapping[str, Any], has_sparsities: bool) -
 
     Args:
         config: what `PruningConfig.of` takes, or None. When and by which criterion it says to prune does not count.
-        keys: of `PruningConfig`, in its place.
+        keys: of `PruningConfig`, in its place; beside a file they win over its own.
         has_sparsities: whether each layer's sparsity is said elsewhere.
 
     Raises:
@@ -36,7 +36,7 @@ def config_at_once(config: Any, keys: Mapping[str, Any], has_sparsities: bool) -
         _refuse_schedule(keys)
         _check_asked(keys, has_sparsities)
         return PruningConfig(**_NOW, **keys), []
-    if keys:
+    if keys and not isinstance(config, (str, Path)):
         raise PruningError(f"{min(keys)}: config says what to prune already; put it there")
     if isinstance(config, PruningConfig):
         if any(group.is_lock for group in config.groups):
@@ -46,13 +46,15 @@ def config_at_once(config: Any, keys: Mapping[str, Any], has_sparsities: bool) -
         now = PruningConfig.of_groups(dataclasses.replace(group, **own) for group in config.groups)
         return now, ["config: pruned at once; its pruning_type and schedule had no use"]
     if isinstance(config, (str, Path)):
-        raw = read_config(find_config(str(config)), {}, {})
+        raw = read_config(find_config(str(config)), {}, keys)
     elif isinstance(config, Mapping):
         raw = dict(config)
     elif isinstance(config, (list, tuple)):
         raw = {"pruning_configs": config}
     else:
         return PruningConfig.of(config), []  # which says what it wants
+    if any(mapping.get("pruning_type") == "pattern_lock" for mapping in _mappings(raw)):
+        raise PruningError("config: pattern_lock prunes nothing; want what to prune and how far")
     unused = {key for mapping in _mappings(raw) for key in SCHEDULE if mapping.get(key) is not None}
     if groups := raw.get("pruning_configs"):
         raw["pruning_configs"] = [_without_schedule(g) if isinstance(g, Mapping) else g for g in groups]
@@ -81,6 +83,8 @@ def _refuse_schedule(keys: Mapping[str, Any]) -> None:
 def _check_asked(keys: Mapping[str, Any], has_sparsities: bool) -> None:
     """Each group says what goes and how much, itself or by the keys of all."""
     common, *groups = _mappings(keys)
+    for mapping in (common, *groups):
+        check_keys({key: value for key, value in mapping.items() if key != "pruning_configs"})
     for own in groups or [{}]:
         given = {**common, **own}
         if given.get("pattern") is None:

@@ -44,7 +44,7 @@ class Texts(NamedTuple):
 @torch.no_grad()
 def prune_layer_by_layer(
     model: nn.Module, method: str, options: Mapping[str, Any], config: PruningConfig, layer_sparsity: Any,
-    owl: Owl | None, source: Iterable[Any] | Texts | None, device: torch.device | str | None,
+    has_target: bool, owl: Owl | None, source: Iterable[Any] | Texts | None, device: torch.device | str | None,
     progress: Callable[[str], None],
 ) -> SparsityReport:  # fmt: skip
     """What `prune_once` does for calibrated methods and for sparsities by layer.
@@ -55,6 +55,7 @@ def prune_layer_by_layer(
         options: of the method.
         config: one group, whose layers are pruned, and their target.
         layer_sparsity: None, a list, a mapping, or `owl` where `owl` is given.
+        has_target: whether the group's target was asked for.
         owl: says how much of each block goes.
         source: batches or what they are made of; None where nothing looks at data.
         device: where blocks run.
@@ -72,7 +73,7 @@ def prune_layer_by_layer(
     hidden = _hidden(model, group) if looks else []
     layers = Pruner(model, PruningConfig.of_groups([group]).excluding(*map(exact, hidden))).layers
     if owl is None:
-        sparsities.update(given_sparsities(layer_sparsity, layers, group))
+        sparsities.update(given_sparsities(layer_sparsity, layers, group, has_target))
     notes = notes_of((name, "multiplies where calibration can't look, inside a recurrent layer") for name in hidden)
     if looks:
         if isinstance(source, Texts):

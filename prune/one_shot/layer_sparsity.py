@@ -10,14 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from trisparse.prune.config.group import GroupConfig
+from trisparse.prune.config.layer_names import finds
 from trisparse.prune.errors import PruningError, nearest
 from trisparse.prune.layers.layer import Layer
+from trisparse.prune.layers.left_out import listed
 from trisparse.prune.one_shot.calibrate import Block
 
 OWL, OWL_M, OWL_LAMBDA = "owl", 5.0, 0.08
 
 
-def given_sparsities(value: Any, layers: Sequence[Layer], group: GroupConfig) -> dict[str, float]:
+def given_sparsities(
+    value: Any, layers: Sequence[Layer], group: GroupConfig, has_target: bool = True
+) -> dict[str, float]:
     """The sparsity of each layer, by its name.
 
     Args:
@@ -25,6 +29,7 @@ def given_sparsities(value: Any, layers: Sequence[Layer], group: GroupConfig) ->
             goes before an expression, and what none of them finds gets the target.
         layers: in the model's order.
         group: with the target and the bounds.
+        has_target: whether somebody asked for that target, so that layers may get it.
 
     Raises:
         PruningError: another number of values than layers, one out of bounds, an expression that finds no layer, or two
@@ -34,10 +39,15 @@ def given_sparsities(value: Any, layers: Sequence[Layer], group: GroupConfig) ->
     if value is None:
         return dict.fromkeys(names, group.target)
     if isinstance(value, Mapping):
-        found = {name: _of_one(name, value, names, group.target) for name in names}
+        target = group.target if has_target else None
+        found = {name: _of_one(name, value, names, target) for name in names}
         for key in value:
             if not any(_finds(key, name) for name in names):
                 raise PruningError(f"layer_sparsity: {key!r} finds none of the pruned layers{nearest(key, names)}")
+        if left := [name for name, sparsity in found.items() if sparsity is None]:
+            raise PruningError(
+                f"target_sparsity: missing; layer_sparsity says nothing of {listed(left)}; 0 there leaves a layer dense"
+            )
     elif isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != len(names):
             raise PruningError(
@@ -57,7 +67,7 @@ def given_sparsities(value: Any, layers: Sequence[Layer], group: GroupConfig) ->
     return found
 
 
-def _of_one(name: str, value: Mapping[Any, Any], names: Sequence[str], target: float) -> Any:
+def _of_one(name: str, value: Mapping[Any, Any], names: Sequence[str], target: float | None) -> Any:
     if name in value:
         return value[name]
     keys = [key for key in value if key not in names and _finds(key, name)]
@@ -74,7 +84,7 @@ def _finds(key: Any, name: str) -> bool:
     if not isinstance(key, str):
         raise PruningError(f"layer_sparsity: want names or expressions as keys, got {key!r}")
     try:
-        return key == name or re.search(key, name) is not None
+        return key == name or finds(key, name)
     except re.error as error:
         raise PruningError(f"layer_sparsity: {key!r} is no regular expression: {error}") from None
 

@@ -123,6 +123,7 @@ def prune_once(
     keys |= {key: value for key, value in given.items() if value is not None}
     if "pruning_scope" in keys and (method in CALIBRATED or layer_sparsity is not None):
         raise PruningError("pruning_scope: says which layers compete, and each has its own target here; leave it out")
+    has_target = config is not None or target_sparsity is not None
     found, notes = config_at_once(config, keys, layer_sparsity is not None and not by_owl)
     if method == RETRAIN_FREE:
         report = prune_retrain_free(model, batches, loss, found)
@@ -138,5 +139,7 @@ def prune_once(
             options = {"mask": dsnot_mask}
         owl = Owl(owl_m, owl_lambda) if by_owl else None
         source = batches if calibration is None else Texts(calibration, tokenizer, samples, max_length, column)
-        report = prune_layer_by_layer(model, method, options, found, layer_sparsity, owl, source, device, progress)
+        report = prune_layer_by_layer(
+            model, method, options, found, layer_sparsity, has_target, owl, source, device, progress
+        )
     return dataclasses.replace(report, notes=(*notes, *report.notes))

@@ -108,7 +108,7 @@ class Pruner:
         return [layer for group in self.groups for layer in group.layers]
 
     def __repr__(self) -> str:
-        parts = [standing(group, self.step_count) for group in self.groups]
+        parts = [standing(group, self.step_count - (not self._started)) for group in self.groups]
         by = f", attached to {self._attached.name}" if self._attached else ""
         return f"Pruner(step {self.step_count}{by}; {'; '.join(parts)})"
 

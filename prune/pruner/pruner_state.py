@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trisparse.prune.config.group import GroupConfig
 from trisparse.prune.config.own_parts import is_function_name
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.layer import Layer
@@ -13,7 +12,7 @@ from trisparse.prune.pruner.group import PrunedGroup
 
 VERSION = 1
 _LATER = ("sparse_layers", "budgets")  # what older states lack
-_DEFAULTS = GroupConfig().to_dict()
+_DEFAULTS = {"on_misfit": "error"}  # of keys that older states lack
 
 
 def checked_state(state: Any, mine: Mapping[str, Any], groups: Sequence[PrunedGroup]) -> list[list[Layer]]:

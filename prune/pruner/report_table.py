@@ -21,7 +21,7 @@ class LayerRow:
 
     @property
     def sparsity(self) -> float:
-        return self.zeros / self.weights
+        return self.zeros / self.weights if self.weights else 0.0
 
 
 def table(layers: Sequence[LayerRow], totals: Sequence[tuple[str, float]]) -> list[str]:

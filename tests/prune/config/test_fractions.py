@@ -32,6 +32,10 @@ def test_fractions_of_the_total():
         ({"start_step": 0.9}, "end_step: 0.75 is before start_step 0.9"),
         ({"total_steps": 0.5}, "total_steps: want how many steps the optimizer makes in all, got 0.5"),
         ({"total_steps": 20, "end_step": 21}, "end_step: want at most 20, the steps that are made in all, got 21"),
+        (
+            {"start_step": 0.0, "end_step": 1},
+            "end_step: 1 is the first step, and start_step a fraction; write 1.0 for all",
+        ),
         ({"total_steps": 4}, "start_step: snip_momentum has no gradient to score before the first step"),
         ({"total_steps": 40, "start_step": 31}, "end_step: 30 is before start_step 31"),
     ],
@@ -65,8 +69,17 @@ def test_what_stands_for_a_config(tmp_path):
         Pruner(model, 3)
     with pytest.raises(PruningError, match=r"nowhere.yaml: no such file, and no recipe of that name"):
         Pruner(model, "nowhere.yaml")
-    with pytest.raises(PruningError, match="patern: unknown key; did you mean 'pattern'"):
-        Pruner(model, {"patern": "2:4"})
+    for mistake in ({"patern": "2:4"}, {"self": 1}, {2: 3}):
+        with pytest.raises(PruningError, match="unknown key"):
+            Pruner(model, mistake)
+    file.write_text(json.dumps({**keys, "pattern": None}))
+    assert str(PruningConfig.load(file, defaults={"pattern": "2:4"}).groups[0].pattern) == "2:4"
+
+
+def test_keys_beside_a_file_win():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"query": nn.Linear(8, 8)})["query"], nn.Linear(8, 2))
+    keys = {"pruning_configs": [{"op_names": ["0"], "pattern": "1x1"}, {"op_names": ["1"], "pattern": "4x1"}]}
+    assert prune_once(model, **keys, target_sparsity=0.5).pruned_layers == 0.5
 
 
 def test_an_editor_sees_every_key():
@@ -116,6 +129,17 @@ def test_prune_once_has_no_use_for_lasso_and_seeds():
         (
             {"pattern": "2:4", "end_step": 3},
             "end_step: prune_once prunes at once, by its method; for a schedule use Pruner",
+        ),
+        ({"patern": "2:4"}, "patern: unknown key; did you mean 'pattern'"),
+        ({"pattern": "4x1", "target_sparisty": 0.5}, "target_sparisty: unknown key; did you mean 'target_sparsity'"),
+        ({"config": {1: 2, "pattern": "2:4"}}, "1: unknown key"),
+        (
+            {"config": {"pattern": "2:4", "pruning_configs": [{"pruning_type": "pattern_lock"}]}},
+            "config: pattern_lock prunes nothing",
+        ),
+        (
+            {"pattern": "1x1", "layer_sparsity": {"^0$": 0.5}, "exclude_head": False},
+            "target_sparsity: missing; layer_sparsity says nothing of 1",
         ),
         ({"pattern": "2:4", "loss": len}, "loss: has no effect without method 'retrain_free'; leave it out"),
         ({"pattern": "2:4", "method": "wandas"}, "method: 'wandas' is not one of magnitude, .*; did you mean 'wanda'"),

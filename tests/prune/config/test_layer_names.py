@@ -57,7 +57,11 @@ def test_which_layers_are_found(names, want):
 
 def test_a_class_is_found_by_either_name_and_saved_as_text():
     assert {"Linear", "torch.nn.modules.linear.Linear"} <= names_of_class(nn.Linear)
-    assert finds("class:torch.nn.modules.linear.Linear", "", names_of_class(nn.Linear))
+    for name in ("Linear", "torch.nn.Linear", "torch.nn.modules.linear.Linear"):
+        assert finds(f"class:{name}", "", names_of_class(nn.Linear))
+    sharded = type("FSDPAttention", (Attention,), {})  # as fully_shard makes it
+    assert parse_names("op_names", [sharded]) == parse_names("op_names", [Attention])
+    assert PruningConfig(pattern="2:4", start_step=1, end_step=2).excluding(Attention).groups[0].excluded_op_names
     config = PruningConfig(pattern="2:4", start_step=1, end_step=2, op_names=[Attention])
     (saved,) = config.to_dict()
     assert saved["op_names"] == [f"class:{__name__}.Attention"]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from trisparse import PruningError, compress, prune_once, report
 from trisparse.prune.deploy.any_report import pattern_of
@@ -33,12 +34,12 @@ def test_the_pattern_of_zeros(pattern):
         ([[1.0, float("nan")], [0, 0]], "1xchannel"),
         ([[1.0, 1, 0, 0], [0, 1, 1, 0]], "2:4"),
         ([[1.0, 0, 1, 1], [1, 1, 1, 1]], "1x1"),
-        ([[1.0, 0, 0]], "channelx1"),
+        ([[1.0, 0, 0]], "1x1"),  # a row alone does not tell
     ],
     ids=str,
 )
 def test_small_ones_by_hand(matrix, want):
-    assert pattern_of(torch.tensor(matrix)) == want
+    assert pattern_of(torch.tensor(matrix)[:, None])[0] == want
 
 
 def test_totals_and_text():
@@ -75,7 +76,44 @@ def test_a_compressed_model_is_looked_at_as_it_was():
     assert sum(isinstance(module, LinearBlocks) for module in packed.modules()) == 2, "it is looked at in a copy"
 
 
-@pytest.mark.parametrize(("model", "message"), [(nn.ReLU(), "no weight that can be pruned"), (3, "want an nn.Module")])
+def test_stray_zeros_are_no_pattern():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(3)))
+    prune_once(model, pattern="4x1", target_sparsity=0.9, op_names=["0"])
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.view(-1)[layer.weight.view(-1).nonzero()[0]] = 0
+    found = report(model)
+    assert [(row.pattern, row.extra_zeros) for row in found.layers] == [("4x1", 1), ("dense", 1), ("dense", 1)]
+    assert found.pruned_layers == found.layers[0].sparsity
+
+
+def test_one_tap_of_a_channel_is_no_channel():
+    conv = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU())
+    with torch.no_grad():
+        conv[0].weight[:, 0, 1, 1] = 0
+    assert report(conv).layers[0].pattern == "8x1"
+    with torch.no_grad():
+        conv[0].weight[:, 0] = 0
+    assert report(conv).layers[0].pattern == "channelx1"
+
+
+def test_weights_that_are_computed_and_those_that_are_not_there():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 0))
+    l1_unstructured(model[0], "weight", 0.5)
+    found = report(model)
+    assert [(row.name, row.zeros) for row in found.layers] == [("0", 32), ("1", 0)]
+    assert found.matmul_gemm_conv == 32 / 128
+    assert found.notes == ()
+    assert str(report(nn.Linear(8, 8))).splitlines()[1].split()[0] == "model"
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})
+    with pytest.raises(PruningError, match="no weight whose zeros can be counted: 0 .*quantized"):
+        report(quantized)
+    with pytest.raises(PruningError, match="0: its weight holds no numbers"):
+        report(nn.Sequential(nn.Linear(8, 8, device="meta")))
+
+
+@pytest.mark.parametrize(("model", "message"), [(nn.ReLU(), "nothing in it multiplies"), (3, "want an nn.Module")])
 def test_mistakes(model, message):
     with pytest.raises(PruningError, match=message):
         report(model)

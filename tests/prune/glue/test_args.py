@@ -286,3 +286,6 @@ def test_fractions_in_a_config_are_those_of_the_runs_steps(tmp_path):
     model = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=8))
     args = parse_arguments([*PRUNE, "--pruning_config", str(path), "--max_train_steps", "40"])
     assert make_pruner(args, model, model, make_plan(args, 40)).config.groups[0].window[:2] == (10, 30)
+    path.write_text("pattern: 4x1\nstart_step: 0.25\nend_step: 0.75\ntotal_steps: 8\n")
+    args = parse_arguments([*PRUNE, "--pruning_config", str(path), "--max_train_steps", "40"])
+    assert make_pruner(args, model, model, make_plan(args, 40)).config.groups[0].window[:2] == (2, 6)

@@ -233,3 +233,12 @@ def test_without_a_clock_a_static_model_stands_in():
     pruner = Pruner(model, PruningConfig(pattern="4x1", target_speedup=2.0, tokens=[64], **WINDOW), measure=False)
     curve = pruner.budgets[0].table.curves["0"]
     assert curve.at(0) > curve.at(curve.units[-1] * 9 // 10) > 0
+
+
+def test_a_state_of_a_budget_is_of_another_config():
+    keys = {"pattern": "4x1", "start_step": 1, "end_step": 2, "exclude_head": False}
+    state = Pruner(nn.Sequential(nn.Linear(64, 64)), {**keys, "target_bytes": 0.5}).state_dict()
+    other = Pruner(nn.Sequential(nn.Linear(64, 64)), keys)
+    with pytest.raises(PruningError, match="state: of another config"):
+        other.load_state_dict(state)
+    assert other.step_count == 0

@@ -22,6 +22,21 @@ def test_repr_says_where_it_stands(make_mlp, sgd, train):
     assert repr(pruner) == "Pruner(step 9; 2:4 of 2 layers at 0.5 of 0.5, complete since step 8)"
 
 
+def test_before_the_start_nothing_is_done(make_mlp):
+    pruner = Pruner(make_mlp(), {"pattern": "2:4", "pruning_type": "magnitude", "start_step": 0, "end_step": 0})
+    assert repr(pruner) == "Pruner(step 0; 2:4 of 2 layers at 0 of 0.5, next event at step 0, the last at 0)"
+    pruner.start()
+    assert repr(pruner) == "Pruner(step 0; 2:4 of 2 layers at 0.5 of 0.5, complete since step 0)"
+
+
+def test_what_one_group_skips_another_may_have():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    groups = [{"pattern": "2:4", "on_misfit": "skip"}, {"pattern": "1x1", "op_names": ["^0$"], "target_sparsity": 0.5}]
+    report = prune_once(model, pruning_configs=groups)
+    assert {row.name: row.pattern for row in report.layers} == {"1": "2:4", "0": "1x1"}
+    assert not report.notes
+
+
 def test_repr_of_locks_budgets_and_several_groups(make_mlp):
     budget = PruningConfig(target_bytes=0.5, start_step=1, end_step=4, pruning_type="magnitude")
     assert (
