@@ -47,7 +47,8 @@ def finish(s: Setup, progress: dict[str, Any], teacher_eval: dict[str, float]) -
         metrics = ", ".join(f"{key} {value:.4f}" for key, value in results["eval"].items())
         s.accelerator.print(f"eval: {metrics}; written to {s.folder}")
         for note in results["notes"]:
-            s.accelerator.print(note)
+            if report is None or note not in report.notes:  # which were printed with it
+                s.accelerator.print(note)
         if s.args.training.compress:
             said, results["speed"] = _compressed(s, s.args.training.compress, results)
             save_results(s.folder, results, history)
