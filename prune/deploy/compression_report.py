@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from trisparse.prune.deploy.compaction_report import CompactionReport
+from trisparse.prune.pruner.report_table import name_of
 from trisparse.prune.text_table import aligned
 
 
@@ -69,17 +70,18 @@ class CompressionReport:
         return asdict(self)
 
     def table(self) -> list[list[str]]:
-        """A head and a row for each layer, as text."""
+        """A head and a row for each layer, or for all that are alike in it, as text."""
         tokens = sorted({t for layer in self.layers for t in (*layer.measured, *layer.expected)})
         head = ["layer", "shape", "zeros", "format", "KiB before", "after", *(f"x dense, T={t}" for t in tokens), ""]
-        rows = [head]
+        alike: dict[tuple[str, ...], list[str]] = {}
         for layer in self.layers:
             speed = [_times(layer.measured.get(t), layer.expected.get(t)) for t in tokens]
-            rows.append([
-                layer.name, f"{layer.shape[0]}x{layer.shape[1]}", f"{layer.zeros:.2f}", layer.format,
+            cells = (
+                f"{layer.shape[0]}x{layer.shape[1]}", f"{layer.zeros:.2f}", layer.format,
                 f"{layer.bytes_before / 1024:.0f}", f"{layer.bytes_after / 1024:.0f}", *speed, layer.reason,
-            ])  # fmt: skip
-        return rows
+            )  # fmt: skip
+            alike.setdefault(cells, []).append(layer.name)
+        return [head, *([name_of(names), *cells] for cells, names in alike.items())]
 
     def summary(self) -> str:
         """How much smaller and faster it all became, what is kept how, and why the rest is not."""
