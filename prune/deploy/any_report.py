@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.prune.deploy.compress import PACKED, decompress
+from trisparse.prune.deploy.zero_pattern import BY_CHANCE, pattern_of
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.census import count_parameters, unprunable_notes
 from trisparse.prune.layers.foreign import foreign_weight
@@ -17,11 +18,6 @@ from trisparse.prune.layers.shards import is_sharded
 from trisparse.prune.layers.weights import named_weights
 from trisparse.prune.pruner.report import SparsityReport
 from trisparse.prune.pruner.report_table import LayerRow
-
-_HEIGHTS = (64, 32, 16, 8, 4, 2)  # of blocks, the highest that the zeros lie in is taken
-_NM = ((1, 4), (2, 8), (1, 2), (2, 4), (4, 8))  # the sparsest, and of these the one with the smallest groups, is taken
-_PRUNED = 0.01  # share of zeros below which they are there by chance
-_STRAY = 0.01  # share of the zeros that may lie outside a pattern's units
 
 
 @torch.no_grad()
@@ -87,7 +83,7 @@ def report(model: nn.Module) -> SparsityReport:
 def _row(name: str, tensor: Tensor, layout: str) -> LayerRow:
     view = _view(tensor, layout)
     zeros = int((tensor == 0).sum())
-    pattern, inside = pattern_of(view) if zeros >= _PRUNED * tensor.numel() else ("dense", 0)
+    pattern, inside = pattern_of(view) if zeros >= BY_CHANCE * tensor.numel() else ("dense", 0)
     return LayerRow(name or "model", pattern, tuple(tensor.shape), tensor.numel(), zeros, zeros - inside, True)
 
 
@@ -97,35 +93,3 @@ def _view(weight: Tensor, layout: str) -> Tensor:
         taps = weight.flatten(2)
         return taps.permute(0, 2, 1) if layout == "conv" else taps.permute(1, 2, 0)
     return (weight.t() if layout == "transposed" else weight).unsqueeze(1)
-
-
-def pattern_of(view: Tensor) -> tuple[str, int]:
-    """The coarsest pattern whose units hold the zeros of `[out, taps, in]`, and how many they hold.
-
-    `dense` without zeros, `1x1` for those that no unit holds.
-    """
-    zero = view == 0
-    total = int(zero.sum())
-    rows, _, cols = view.shape
-    if not total:
-        return "dense", 0
-    least = total * (1 - _STRAY)
-    for name, whole, can_tell in (
-        ("1xchannel", zero.flatten(1).all(1), view[0].numel() > 1),
-        ("channelx1", zero.all(1).all(0), rows > 1),
-    ):
-        count = int(whole.sum()) * (view.numel() // len(whole))
-        if can_tell and count >= least:
-            return name, count
-    matrix = zero.flatten(1)
-    wide = matrix.shape[1]
-    for n in _HEIGHTS:
-        for m in (n, 1) if n > 2 else (1,):
-            if rows % n == 0 and wide % m == 0:
-                units = matrix.view(rows // n, n, wide // m, m).all(3).all(1)
-                if (count := int(units.sum()) * n * m) >= least:
-                    return f"{n}x{m}", count
-    for n, m in _NM:
-        if cols % m == 0 and int((~matrix).view(rows, wide // m, m).sum(2).max()) <= n:
-            return f"{n}:{m}", total
-    return "1x1", total

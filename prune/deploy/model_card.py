@@ -15,8 +15,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trisparse.prune.deploy.formats import Format, formats_of, matrix_of
+from trisparse.prune.deploy.formats import Format, matrix_of
 from trisparse.prune.deploy.layer_spec import Spec, spec_of
+from trisparse.prune.deploy.zero_pattern import BY_CHANCE, pattern_of
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.modules import is_hf_conv1d, unwrap
 from trisparse.prune.layers.weights import named_weights
@@ -24,8 +25,6 @@ from trisparse.prune.layers.weights import named_weights
 CARD = "README.md"
 _SEAL = "<!-- written by trisparse, SHA-256 of what is above: {} -->\n"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_FEW, _NEARLY = 0.01, 1.02  # zeros that are no pattern; what is stored beside what is kept
-_HALF = 0.55
 
 
 @dataclass(frozen=True)
@@ -150,19 +149,8 @@ def _pattern_of_changed(layer: Any, form: Format) -> str:
 
 def _pattern(matrix: Tensor) -> str:
     """The coarsest pattern that a matrix `[out, in]` is zero in, or an empty string where hardly any is."""
-    kept = float(matrix.count_nonzero()) / max(matrix.numel(), 1)
-    if 1 - kept < _FEW:
-        return ""
-    lines = {"1xchannel": matrix.any(1), "channelx1": matrix.any(0)}
-    if channels := [name for name, line in lines.items() if float(line.float().mean()) <= kept * _NEARLY]:
-        return channels[0]
-    is_half = 1 - kept < _HALF and matrix.shape[1] % 4 == 0  # with more zeros a small matrix is 2:4 by chance
-    if is_half and bool(((matrix != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all()):
-        return "2:4"
-    found = formats_of(matrix)
-    blocks = [form.block for form in found if form.kind == "blocks" and form.stored <= kept * _NEARLY]
-    run = max((form.run for form in found if form.kind == "vectors"), default=1)
-    return "{}x{}".format(*max(blocks)) if blocks else f"{run}x1"
+    zeros = matrix.numel() - int(matrix.count_nonzero())
+    return "" if zeros <= BY_CHANCE * matrix.numel() else pattern_of(matrix.unsqueeze(1))[0]
 
 
 def _tensor_bytes(file: Path) -> int:

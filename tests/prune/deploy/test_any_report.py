@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 from trisparse import PruningError, compress, prune_once, report
-from trisparse.prune.deploy.any_report import pattern_of
+from trisparse.prune.deploy.zero_pattern import pattern_of
 from trisparse.sparse_ops import LinearBlocks
 
 
@@ -40,6 +40,13 @@ def test_the_pattern_of_zeros(pattern):
 )
 def test_small_ones_by_hand(matrix, want):
     assert pattern_of(torch.tensor(matrix)[:, None])[0] == want
+
+
+def test_many_single_zeros_are_not_two_of_four_by_chance():
+    matrix = torch.ones(8, 1, 16)
+    matrix.view(8, 4, 4)[:, :, 1:] = 0
+    matrix[0, 0, :4] = torch.tensor([0.0, 1, 1, 0])
+    assert pattern_of(matrix) == ("1x1", 8 * 12 - 1)
 
 
 def test_totals_and_text():
