@@ -46,22 +46,30 @@ def config_at_once(config: Any, keys: Mapping[str, Any], has_sparsities: bool) -
         now = PruningConfig.of_groups(dataclasses.replace(group, **own) for group in config.groups)
         return now, ["config: pruned at once; its pruning_type and schedule had no use"]
     if isinstance(config, (str, Path)):
-        raw = read_config(find_config(str(config)), {}, keys)
-    elif isinstance(config, Mapping):
-        raw = dict(config)
-    elif isinstance(config, (list, tuple)):
-        raw = {"pruning_configs": config}
-    else:
-        return PruningConfig.of(config), []  # which says what it wants
-    if any(mapping.get("pruning_type") == "pattern_lock" for mapping in _mappings(raw)):
+        path = find_config(str(config))
+        raw = read_config(path, {}, keys)
+        try:
+            return _of_keys(raw, has_sparsities)
+        except PruningError as error:
+            raise PruningError(f"{path}: {error}") from None
+    if isinstance(config, Mapping):
+        return _of_keys(config, has_sparsities)
+    if isinstance(config, (list, tuple)):
+        return _of_keys({"pruning_configs": config}, has_sparsities)
+    return PruningConfig.of(config), []  # which says what it wants
+
+
+def _of_keys(keys: Mapping[str, Any], has_sparsities: bool) -> tuple[PruningConfig, list[str]]:
+    """Of a dict or a file, which may say when to prune."""
+    if any(mapping.get("pruning_type") == "pattern_lock" for mapping in _mappings(keys)):
         raise PruningError("config: pattern_lock prunes nothing; want what to prune and how far")
-    unused = {key for mapping in _mappings(raw) for key in SCHEDULE if mapping.get(key) is not None}
-    if groups := raw.get("pruning_configs"):
-        raw["pruning_configs"] = [_without_schedule(g) if isinstance(g, Mapping) else g for g in groups]
-    raw = _without_schedule(raw)
-    _check_asked(raw, has_sparsities)
+    unused = {key for mapping in _mappings(keys) for key in SCHEDULE if mapping.get(key) is not None}
+    now = _without_schedule(keys)
+    if groups := now.get("pruning_configs"):
+        now["pruning_configs"] = [_without_schedule(g) if isinstance(g, Mapping) else g for g in groups]
+    _check_asked(now, has_sparsities)
     note = [f"config: pruned at once; no use for its {', '.join(sorted(unused))}"] if unused else []
-    return PruningConfig(**_NOW, **raw), note
+    return PruningConfig(**_NOW, **now), note
 
 
 def _mappings(keys: Mapping[str, Any]) -> list[Mapping[str, Any]]:

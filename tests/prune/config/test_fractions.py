@@ -76,10 +76,16 @@ def test_what_stands_for_a_config(tmp_path):
     assert str(PruningConfig.load(file, defaults={"pattern": "2:4"}).groups[0].pattern) == "2:4"
 
 
-def test_keys_beside_a_file_win():
-    model = nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"query": nn.Linear(8, 8)})["query"], nn.Linear(8, 2))
-    keys = {"pruning_configs": [{"op_names": ["0"], "pattern": "1x1"}, {"op_names": ["1"], "pattern": "4x1"}]}
-    assert prune_once(model, **keys, target_sparsity=0.5).pruned_layers == 0.5
+def test_keys_beside_a_file_win(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"pattern": "4x1", "target_sparsity": 0.75, "end_step": 9}))
+    report = prune_once(model, config=file, target_sparsity=0.5)
+    assert report.pruned_layers == 0.5
+    assert report.notes == ("config: pruned at once; no use for its end_step",)
+    file.write_text(json.dumps({"pattern": "4x1"}))
+    with pytest.raises(PruningError, match="config.json: target_sparsity: missing"):
+        prune_once(model, config=file)
 
 
 def test_an_editor_sees_every_key():
