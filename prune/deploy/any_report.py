@@ -50,7 +50,8 @@ def report(model: nn.Module) -> SparsityReport:
             raise PruningError(f"{weight.name}: is spread over processes; pruner.report() counts there")
         if isinstance(tensor, nn.parameter.UninitializedParameter) or tensor.is_meta:
             raise PruningError(f"{weight.name}: its weight holds no numbers (uninitialized, or on the meta device)")
-        place = (id(weight.tensor if weight.tensor is not None else weight.module), weight.part)
+        held = id(weight.module) if weight.tensor is None else id(weight.tensor)
+        place = held, weight.parameter if weight.tensor is None else "", weight.part
         if tensor.numel() == 0 or place in seen:
             continue
         seen.add(place)
@@ -62,8 +63,8 @@ def report(model: nn.Module) -> SparsityReport:
         why = next((f"{name} {reason}" for name, reason in foreign.items()), "nothing in it multiplies")
         raise PruningError(f"model: has no weight whose zeros can be counted: {why}")
     matmul_zeros, matmul, all_zeros, everything = count_parameters(bare)
-    pruned = [row for row in rows if row.pattern != "dense"] or rows
-    head = find_head(bare)
+    sparse = [row for row in rows if row.pattern != "dense"]
+    pruned, head = sparse or rows, find_head(bare)
     notes = [f"compressed: {packed} layers are packed"] if packed else []
     if not computed[1]:  # else what they are computed from would be called dense
         notes += unprunable_notes(bare)
@@ -75,7 +76,7 @@ def report(model: nn.Module) -> SparsityReport:
         all_parameters=all_zeros / everything,
         pattern_verified=None,
         complete=None,
-        head=head[0] if head and not any(row in pruned and row.zeros and row.name == head[0] for row in rows) else None,
+        head=head[0] if head and head[0] not in [row.name for row in sparse] else None,
         notes=tuple(notes),
     )
 
