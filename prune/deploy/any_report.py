@@ -50,8 +50,7 @@ def report(model: nn.Module) -> SparsityReport:
             raise PruningError(f"{weight.name}: is spread over processes; pruner.report() counts there")
         if isinstance(tensor, nn.parameter.UninitializedParameter) or tensor.is_meta:
             raise PruningError(f"{weight.name}: its weight holds no numbers (uninitialized, or on the meta device)")
-        held = id(weight.module) if weight.tensor is None else id(weight.tensor)
-        place = held, weight.parameter if weight.tensor is None else "", weight.part
+        place = id(weight.module if weight.tensor is None else weight.tensor), weight.part
         if tensor.numel() == 0 or place in seen:
             continue
         seen.add(place)

@@ -113,11 +113,6 @@ def test_weights_that_are_computed_and_those_that_are_not_there():
     assert found.matmul_gemm_conv == 32 / 128
     assert found.notes == ()
     assert str(report(nn.Linear(8, 8))).splitlines()[1].split()[0] == "model"
-    attention = nn.Sequential(nn.MultiheadAttention(8, 2, kdim=4, vdim=4))
-    for name in ("q_proj_weight", "k_proj_weight"):
-        l1_unstructured(attention[0], name, 0.5)
-    counted = {row.name: row.zeros for row in report(attention).layers}
-    assert (counted["0.q_proj_weight"], counted["0.k_proj_weight"]) == (32, 16), "two of one module"
     quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})
     with pytest.raises(PruningError, match="no weight whose zeros can be counted: 0 .*quantized"):
         report(quantized)
