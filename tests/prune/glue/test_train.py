@@ -69,11 +69,14 @@ def test_a_dense_run_leaves_everything(world, weights):
         ),
     ],
 )
-def test_pruned_runs(world, pattern, target, extra, glue, weights):
+def test_pruned_runs(world, pattern, target, extra, glue, weights, capsys):
     results = glue(
         world, "dense", "pruned", "--overwrite_output_dir", "--do_prune", "--pruning_pattern", pattern, "--target_sparsity",
         str(target), "--num_train_epochs", "2", "--cooldown_epochs", "0.5", "--distill_loss_weight", "2", *extra,
     )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert all(printed.count(note) == 1 for note in results["notes"])
+    assert any(note.startswith("dense: bert.embeddings.") for note in results["notes"])
     assert results["pattern_verified"]
     assert results["complete"]
     assert results["sparsity"]["pruned_layers"] == pytest.approx(target, abs=0.005)
