@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import platform
 import statistics
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
-import accelerate
 import torch
-import transformers
 
 from trisparse.prune.costs.model_time import text_examples
 from trisparse.prune.deploy.checkpoint import from_pretrained
@@ -132,7 +128,7 @@ def make_results(
         "steps_per_second": progress["step"] / progress["seconds"],
         "device": _device(s.accelerator.device),
         "processes": s.accelerator.num_processes,
-        "versions": _versions(),
+        "versions": s.versions,
         "steps": s.plan.to_dict(),
         "notes": _notes(s, progress, metrics, report),
         "arguments": s.args.to_dict(),
@@ -162,13 +158,3 @@ def _near_majority(s: Setup, metric: str, value: float, majority: float) -> str:
 
 def _device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "trisparse": version("trisparse"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "python": platform.python_version(),
-    }

@@ -31,6 +31,7 @@ from trisparse.prune.glue.sparse_cooldown import SparseCooldown
 from trisparse.prune.glue.tasks import Task
 from trisparse.prune.glue.teacher_cache import TeacherCache
 from trisparse.prune.glue.trackers import check_tracker
+from trisparse.prune.glue.versions import versions
 from trisparse.prune.pruner.masked_adamw import MaskedAdamW
 from trisparse.prune.pruner.pruner import Pruner
 
@@ -43,7 +44,8 @@ class Setup:
     """A run, ready to start.
 
     `bare` is the model inside `model`'s wrappers, `pruner` is None for a dense run, `cooldown` without
-    --sparse_cooldown, `data` a digest of the examples, `notes` what the user should know of this machine.
+    --sparse_cooldown, `data` a digest of the examples, `notes` what the user should know of this machine,
+    `versions` those that the run begins with.
     """
 
     args: GlueArguments
@@ -63,6 +65,7 @@ class Setup:
     plan: Plan
     data: str
     notes: list[str]
+    versions: dict[str, str]
 
 
 def set_up(args: GlueArguments) -> Setup:
@@ -131,6 +134,7 @@ def set_up(args: GlueArguments) -> Setup:
     return Setup(
         args, task, folder, accelerator, bare, model, optimizer, tokenizer, teacher, pruner, cooldown, train_loader,
         sampler, validation, plan, digest, slow_halves(t.mixed_precision, accelerator.device),
+        versions(),
     )  # fmt: skip
 
 

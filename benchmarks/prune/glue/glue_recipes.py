@@ -10,7 +10,7 @@ on with it from the end of its last epoch.
 
     … --minilm all-MiniLM-L6-v2
 
-makes the rows of BERT-mini on MRPC with all-MiniLM-L6-v2, from the hub or a folder, where BERT-mini is out of reach. It
+makes the rows of BERT-mini with all-MiniLM-L6-v2, from the hub or a folder, where BERT-mini is out of reach. It
 has recipes of its own, whose learning rates and schedules were chosen with `trisparse train --holdout_fraction 0.1`,
 never on the validation set that is reported.
 
@@ -100,7 +100,7 @@ def make_run(row: str, seed: int, args: argparse.Namespace, until: float) -> dic
     """The dense and the sparse result of one row and seed; None if the budget did not suffice, or no epoch counts."""
     family, task, pattern = re.fullmatch("(.+)-(mrpc|sst2)-(.+)", row).groups()
     start = []
-    if args.minilm is not None and (family, task) == ("bert-mini", "mrpc"):
+    if args.minilm is not None and family == "bert-mini":
         family, start = "minilm", ["--model_name_or_path", args.minilm]
     common = ["--seed", str(seed), "--group_by_length", "--per_device_eval_batch_size", "32"]
     common += ["--mixed_precision", args.mixed_precision]
