@@ -58,7 +58,13 @@ class ModelArguments:
         0.0, "weight of the distillation loss, which takes the place of the labels'; 0 for labels alone"
     )
     distill_mode: str = _one_of("distill_mode", "hidden", "what is matched to the teacher")
+    label_loss_weight: float = _arg(0.0, "weight of the labels' loss beside the distillation loss")
     cache_teacher: bool = _arg(False, "run the teacher once on every training example, and keep what it says")
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether some loss reaches the classification head: that of hidden states does not."""
+        return not self.distill_loss_weight or self.distill_mode != "hidden" or self.label_loss_weight > 0
 
 
 @dataclass

@@ -50,6 +50,11 @@ def _check_together(args: GlueArguments) -> None:
         raise PruningError(
             "--teacher_model_name_or_path: has no effect without --distill_loss_weight; add one, such as 2"
         )
+    if m.label_loss_weight and not m.distill_loss_weight:
+        raise PruningError(
+            "--label_loss_weight: has no effect without --distill_loss_weight, for labels are then all there is to learn "
+            "from; leave it out"
+        )
     if d.task_name is not None:
         check_distillation(args, find_task(d.task_name))
     if args.pruning.do_prune:
@@ -91,6 +96,7 @@ def _check_numbers(args: GlueArguments) -> None:
         ("num_warmup_steps", t.num_warmup_steps, 0),
         ("weight_decay", t.weight_decay, 0),
         ("distill_loss_weight", m.distill_loss_weight, 0),
+        ("label_loss_weight", m.label_loss_weight, 0),
         ("sparsity_warm_epochs", p.sparsity_warm_epochs, 0),
         ("cooldown_epochs", p.cooldown_epochs, 0),
     ):

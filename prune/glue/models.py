@@ -85,10 +85,10 @@ def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module 
             f"--{flag}: {teacher_path} has no trained classification head to distil from; fine-tune it first "
             "(without --do_prune and --distill_loss_weight)"
         )
-    if args.distill_mode == "hidden" and not trained_head:
+    if not args.trains_head and not trained_head:
         raise PruningError(
             f"--model_name_or_path: {path} has no trained classification head, and matching hidden states never trains "
-            "one; start from the fine-tuned teacher, or use --distill_mode both"
+            "one; start from the fine-tuned teacher, or use --distill_mode both or --label_loss_weight 1"
         )
     teacher.config.pad_token_id = model.config.pad_token_id
     if args.teacher_model_name_or_path and not _same_vocabulary(teacher_path, tokenizer):

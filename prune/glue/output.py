@@ -15,7 +15,7 @@ from trisparse.prune.deploy.hub import upload
 from trisparse.prune.deploy.model_card import CARD, CardNotes, card_is_free, is_card, write_card
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_save, atomic_write
-from trisparse.prune.glue.args import GlueArguments
+from trisparse.prune.glue.args import DEFAULTS, GlueArguments
 
 CHECKPOINT = "checkpoint.pt"
 RESULTS = "all_results.json"
@@ -136,10 +136,11 @@ def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str],
     except Exception as error:
         raise PruningError(f"--resume_from_checkpoint: {path} is damaged: {str(error).splitlines()[0]}") from None
     for key, value in args.to_dict().items():
-        if key not in _FREE and saved.get(key) != value:
+        had = saved.get(key, DEFAULTS[key])  # a flag that came after the checkpoint was not given
+        if key not in _FREE and had != value:
             raise PruningError(
-                f"--resume_from_checkpoint: {path} is of another run: it had --{key} {saved.get(key)}, this one "
-                f"has {value}; resume with the same arguments"
+                f"--resume_from_checkpoint: {path} is of another run: it had --{key} {had}, this one has {value}; resume "
+                "with the same arguments"
             )
     if state["examples_per_step"] != fixed["examples_per_step"]:
         raise PruningError(

@@ -90,7 +90,7 @@ def set_up(args: GlueArguments) -> Setup:
     lengths = [len(row["input_ids"]) for row in train]
     examples = d.per_device_train_batch_size * accelerator.num_processes  # the same order, however they are spread
     sampler = EpochSampler(lengths, t.seed, examples, d.group_by_length)
-    if args.model.distill_loss_weight and args.model.distill_mode == "hidden":
+    if not args.model.trains_head:
         freeze_head(bare)
     if t.fsdp:
         shard(bare, accelerator.device)
@@ -164,7 +164,7 @@ def compile_model(model: nn.Module, device: torch.device, accumulates: bool, bac
 
 
 def freeze_head(model: Any) -> None:
-    """Pooler and head get no gradient when hidden states are matched; data parallelism would wait for one."""
+    """Pooler and head get no gradient when hidden states alone are matched; data parallelism would wait for one."""
     inside = {id(p) for p in model.base_model.parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in inside or "pooler" in name.split("."):

@@ -100,6 +100,8 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
                             target = teacher({k: v for k, v in batch.items() if k != "labels"}, index)
                         distance = distillation_loss(outputs, target, batch["attention_mask"], m.distill_mode)
                         loss = m.distill_loss_weight * distance
+                        if m.label_loss_weight:
+                            loss = loss + m.label_loss_weight * outputs.loss
                     accelerator.backward(loss)
                     optimizer.step()
                     if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:

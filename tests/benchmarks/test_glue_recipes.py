@@ -132,6 +132,17 @@ def test_a_run_of_other_flags_is_not_taken_for_the_one_asked_for(recipes, ended)
         recipes.run_glue("bert-mini-mrpc-2-4", folder, flags[2:], until=0.0)
 
 
+def test_a_run_from_before_a_flag_did_not_have_it(recipes, ended):
+    folder, flags = ended
+    file = folder / "all_results.json"
+    content = json.loads(file.read_text())
+    del content["arguments"]["label_loss_weight"]
+    file.write_text(json.dumps(content))
+    assert recipes.run_glue("bert-mini-mrpc-2-4", folder, flags, until=0.0) == content
+    with pytest.raises(SystemExit, match="a run with --label_loss_weight 0.0, not 1.0"):
+        recipes.run_glue("bert-mini-mrpc-2-4", folder, [*flags, "--label_loss_weight", "1"], until=0.0)
+
+
 def test_a_run_goes_on_from_wherever_it_was_stopped(recipes, tmp_path, capsys):
     for file, flag in (
         (".saving", "--overwrite_output_dir"),

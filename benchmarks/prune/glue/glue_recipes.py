@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 
 from trisparse.prune.files import atomic_write
+from trisparse.prune.glue.args import DEFAULTS
 from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.plot_style import COLOR, WIDTH, pattern_look, save, styled
 
@@ -157,8 +158,8 @@ def run_glue(recipe: str, folder: Path, flags: list[str], until: float) -> dict 
             raise SystemExit(code)
     found = json.loads(results.read_text())
     for key, value in parse_arguments(words).to_dict().items():
-        if key not in _FREE and found["arguments"].get(key, value) != value:
-            saved = found["arguments"][key]
+        saved = found["arguments"].get(key, DEFAULTS[key])
+        if key not in _FREE and saved != value:
             raise SystemExit(f"--runs: {results} is of a run with --{key} {saved}, not {value}; give another folder")
     return found
 

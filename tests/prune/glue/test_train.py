@@ -181,6 +181,23 @@ def test_the_teacher_cache_changes_no_first_loss(world, mode, glue):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_labels_are_learned_beside_the_teacher_by_their_weight(world, glue, weights):
+    losses, heads = [], []
+    for weight in (0, 1, 3):
+        glue(
+            world, "other", "beside", "--overwrite_output_dir", "--max_train_steps", "1", "--distill_loss_weight", "2",
+            "--teacher_model_name_or_path", str(world / "dense"), "--label_loss_weight", str(weight),
+        )  # fmt: skip
+        (first,) = json.loads((world / "beside" / "history.json").read_text())["steps"]
+        losses.append(first["loss"])
+        heads.append(weights(world / "beside")["classifier.weight"])
+    assert losses[1] - losses[0] > 0.1
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
+    before = weights(world / "other")["classifier.weight"]
+    assert torch.equal(heads[0], before), "matching hidden states leaves the head as it was"
+    assert not torch.equal(heads[1], before)
+
+
 def test_a_nan_loss_stops_and_keeps_the_checkpoint(world, capsys, monkeypatch, argv):
     import transformers
 
