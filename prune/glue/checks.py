@@ -52,8 +52,8 @@ def _check_together(args: GlueArguments) -> None:
         )
     if m.label_loss_weight and not m.distill_loss_weight:
         raise PruningError(
-            "--label_loss_weight: has no effect without --distill_loss_weight, for labels are then all there is to learn "
-            "from; leave it out"
+            "--label_loss_weight: has no effect without --distill_loss_weight, for labels are then all there is to "
+            "learn from; leave it out"
         )
     if d.task_name is not None:
         check_distillation(args, find_task(d.task_name))

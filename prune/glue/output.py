@@ -139,8 +139,8 @@ def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str],
         had = saved.get(key, DEFAULTS[key])  # a flag that came after the checkpoint was not given
         if key not in _FREE and had != value:
             raise PruningError(
-                f"--resume_from_checkpoint: {path} is of another run: it had --{key} {had}, this one has {value}; resume "
-                "with the same arguments"
+                f"--resume_from_checkpoint: {path} is of another run: it had --{key} {had}, this one has {value}; "
+                "resume with the same arguments"
             )
     if state["examples_per_step"] != fixed["examples_per_step"]:
         raise PruningError(
