@@ -32,6 +32,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import DEFAULTS
 from trisparse.prune.glue.parse import parse_arguments
@@ -256,7 +257,8 @@ def row_color(row: str) -> str:
 def machine(results: Path) -> dict:
     """This one, and the day on which a file of results was written."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
+        "instructions": extensions(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "date": datetime.date.fromtimestamp(results.stat().st_mtime).isoformat(),
