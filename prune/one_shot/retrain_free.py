@@ -62,7 +62,7 @@ def prune_retrain_free(
     if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise PruningError(f"batches: want a list or a loader of batches, got one {type(batches).__name__}")
     pruner = Pruner(model, config)
-    if any(group.is_sharded for group in pruner.groups):
+    if any(group.weights.is_sharded for group in pruner.groups):
         raise PruningError("model: is spread over processes; retrain_free takes one that is whole on each")
     found = _gradients(model, pruner.layers, batches, loss or _own_loss)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def _choose(group: PrunedGroup, gradients: Mapping[Layer, Tensor]) -> None:
     numbers = [own[-1] for own in group.attentions] or range(len(group.layers))
     grads = [gradients[group.layers[i]] for i in numbers]
     masks = [group.units[i] for i in numbers]
-    scores = [grad.square().sum(1, keepdim=True).float().to(group.seen.device) for grad in grads]
+    scores = [grad.square().sum(1, keepdim=True).float().to(group.weights.device) for grad in grads]
     group.selection.ask(group.config.target)
     group.selection.run(scores, masks, Plan())
     for grad, mask in zip(grads, masks, strict=True):

@@ -43,7 +43,7 @@ class SharedBudget:
         is_measured: bool,
     ) -> None:  # fmt: skip
         self.budget, self.groups = budget, list(groups)
-        if any(group.is_sharded for group in groups):
+        if any(group.weights.is_sharded for group in groups):
             raise PruningError(
                 f"{budget.key}: is for weights that are whole; fully_shard has spread these over processes"
             )

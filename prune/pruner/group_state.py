@@ -18,15 +18,15 @@ def group_state(group: PrunedGroup) -> dict[str, Any]:
     """Masks as bits, scores, and what is under way; where layers are sharded, all processes make this call."""
 
     def whole(tensors: Sequence[Tensor], rows: Sequence[Rows]) -> list[Tensor]:
-        return [group.exchange.all_rows(t, r) for t, r in zip(tensors, rows, strict=True)]
+        return [group.weights.exchange.all_rows(t, r) for t, r in zip(tensors, rows, strict=True)]
 
     units, weights = _rows(group)
     parts = group.parts
     return {
         "units": [pack_bits(mask) for mask in whole(group.units, units)],
         "choices": [pack_bits(mask) for mask in whole(group.choices, weights if group.is_nm else [])],
-        "scores": [score.clone() for score in whole(group.scores, _rows_of_scores(group))],
-        "seen": group.seen.tolist(),
+        "scores": [score.clone() for score in whole(group.scoring.scores, _rows_of_scores(group))],
+        "seen": group.scoring.seen.tolist(),
         "active": group.active,
         "parts": parts and {"event_step": parts.event_step, "layer": parts.layer, "unit": parts.unit},
     }
@@ -39,12 +39,12 @@ def load_group_state(group: PrunedGroup, state: dict[str, Any]) -> None:
         for bits, mask, rows in zip(state[name], masks, all_rows[: len(masks)], strict=True):
             mask.copy_(rows.of(unpack_bits(bits, like=mask.new_empty((rows.total, mask.shape[1])))))
     if not state["scores"]:
-        group.scores = []
-    elif not group.scores:
-        group.scores = group.new_scores()
-    for mine, saved, rows in zip(group.scores, state["scores"], _rows_of_scores(group), strict=True):
+        group.scoring.scores = []
+    elif not group.scoring.scores:
+        group.scoring.scores = group.scoring.new()
+    for mine, saved, rows in zip(group.scoring.scores, state["scores"], _rows_of_scores(group), strict=True):
         mine.copy_(rows.of(saved))
-    group.seen.copy_(torch.tensor(state["seen"]))
+    group.scoring.seen.copy_(torch.tensor(state["seen"]))
     group.active = state["active"]
     parts = state["parts"]
     group.parts = Parts(parts["event_step"], parts["layer"].cpu(), parts["unit"].cpu()) if parts else None
@@ -57,4 +57,4 @@ def _rows(group: PrunedGroup) -> tuple[list[Rows], list[Rows]]:
 
 
 def _rows_of_scores(group: PrunedGroup) -> list[Rows]:
-    return _rows(group)[group.has_weight_scores][: len(group.scores)]
+    return _rows(group)[group.scoring.has_weight_scores][: len(group.scoring.scores)]

@@ -20,7 +20,7 @@ def mask_hash(groups: list[PrunedGroup], step: int) -> int:
         for layer, mask, (height, _) in zip(group.layers, masks, blocks, strict=True):
             first = layer.rows.first // height * mask.shape[1]
             sums.append(_weigh(mask, first))
-        for i, part in enumerate(group.exchange.sum(sums)):
+        for i, part in enumerate(group.weights.exchange.sum(sums)):
             total += (part & _BITS) * (MIX[0] + 2 * (1000 * number + i))
     return total & _BITS
 

@@ -228,13 +228,13 @@ class Pruner:
         return mask_hash(self.groups, self.step_count)
 
     def _reshard(self) -> None:
-        if any(group.is_sharded for group in self.groups):
+        if any(group.weights.is_sharded for group in self.groups):
             reshard(self.model)
 
     def _check_weights(self) -> None:
         self._reshard()
         for group in self.groups:
-            device = group.seen.device
+            device = group.weights.device
             for layer in group.layers:
                 weight = layer.weight
                 if layer.module._parameters.get(layer.parameter) is not weight or weight.device != device:
@@ -313,7 +313,7 @@ class Pruner:
             masks, blocks = group.masks(self.step_count)
             kept = torch.stack([mask.sum() for mask in masks]).tolist()
             mine = [(mask.numel() - count) * n * m for mask, count, (n, m) in zip(masks, kept, blocks, strict=True)]
-            pruned |= dict(zip([layer.name for layer in group.layers], group.exchange.sum(mine), strict=True))
+            pruned |= dict(zip([layer.name for layer in group.layers], group.weights.exchange.sum(mine), strict=True))
         self._watch.check(self._stepped_by)
         return pruned
 

@@ -119,7 +119,7 @@ def make_report(
 
 def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
     rows = []
-    for layer, block in zip(group.layers, group.blocks, strict=True):
+    for layer, block in zip(group.layers, group.weights.blocks, strict=True):
         nonzero = layer.values != 0
         mask = local(masks[layer.name])
         n, m = block
@@ -134,7 +134,7 @@ def _rows(group: PrunedGroup, masks: dict[str, torch.Tensor]) -> list[LayerRow]:
             left = units(mask)
             broken = (left != 0) & (left != n * m)
         counts = [(~nonzero).sum(), (~mask).sum(), broken.sum()]
-        zeros, pruned, broken_units = group.exchange.sum([int(count) for count in counts])
+        zeros, pruned, broken_units = group.weights.exchange.sum([int(count) for count in counts])
         shape, weights = layer.shape, layer.numel
         rows.append(LayerRow(layer.name, str(layer.pattern), shape, weights, zeros, zeros - pruned, not broken_units))
     return rows
@@ -148,7 +148,7 @@ def _notes(groups: Sequence[PrunedGroup], rows: list[LayerRow], step: int, compl
         targets = ", ".join(str(g.config.goal) for g in groups if not g.config.is_lock)
         notes.append(f"stopped at step {step}, before end_step {ends}: {zeros:.4f} are zero, the target is {targets}")
     for index, group in enumerate(groups):
-        dense, units = group.exchange.sum(
+        dense, units = group.weights.exchange.sum(
             [sum(int(mask.sum()) for mask in group.units), sum(mask.numel() for mask in group.units)]
         )
         if group.is_nm and dense:

@@ -38,9 +38,9 @@ def check_zeros(groups: Sequence[PrunedGroup], step: int, optimizer: str | None)
         masks, blocks = group.masks(step)
         found = [
             int(((view != 0).flatten(1) & ~expand_units(mask, block)).sum())
-            for view, mask, block in zip(group.views, masks, blocks, strict=True)
+            for view, mask, block in zip(group.weights.views, masks, blocks, strict=True)
         ]
-        for layer, count in zip(group.layers, group.exchange.sum(found), strict=True):
+        for layer, count in zip(group.layers, group.weights.exchange.sum(found), strict=True):
             if count:
                 raise came_back(layer.place, count, optimizer)
 
@@ -65,7 +65,7 @@ class ZeroWatch:
             PruningError: one of its pruned weights is not zero; on a CPU at once.
         """
         layers = [(group, i) for group in self._groups if group.active for i in range(len(group.layers))]
-        if not layers or (step % _EVERY and layers[0][0].seen.device.type != "cpu"):
+        if not layers or (step % _EVERY and layers[0][0].weights.device.type != "cpu"):
             return
         self._turn = (self._turn + 1) % len(layers)
         group, i = layers[self._turn]

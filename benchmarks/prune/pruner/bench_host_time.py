@@ -71,7 +71,7 @@ def measure(pattern, moves, is_masked, device):
         exclude_head=False,
     )  # fmt: skip
     pruner = Pruner(model, config, sparse_training="off")
-    pruner.groups[0].seen.fill_(True)  # as a kernel would have it
+    pruner.groups[0].scoring.seen.fill_(True)  # as a kernel would have it
     optimizer = MaskedAdamW(model.parameters(), lr=1e-3) if is_masked else None
     attachment = pruner.attach(optimizer) if optimizer else None
     times, launches = {"ordinary": [], "event": []}, {"ordinary": [], "event": []}

@@ -65,7 +65,7 @@ def test_ten_events_by_replay_equal_ten_eager(pattern, target, dtype):
         weight.grad = other.grad = grad
 
     def score(group):
-        group.score()
+        group.scoring.score()
 
     def event(group):
         group.prune()
@@ -84,7 +84,7 @@ def test_ten_events_by_replay_equal_ten_eager(pattern, target, dtype):
     with torch.cuda.graph(event_graph):
         event(captured)
     with torch.no_grad():
-        for tensor in (*captured.scores, captured.seen):
+        for tensor in (*captured.scoring.scores, captured.scoring.seen):
             tensor.zero_()
         for mask in (*captured.units, *captured.choices):
             mask.fill_(True)

@@ -26,7 +26,7 @@ def scores(weight, grad, scale=1.0, dtype=torch.float32, **keys):
     pruner = Pruner(model, config)
     model[0].weight.grad = torch.tensor(grad, dtype=dtype)
     pruner.observe(grad_scale=scale)
-    return [score.tolist() for score in pruner.groups[0].scores]
+    return [score.tolist() for score in pruner.groups[0].scoring.scores]
 
 
 def early(target, progress):

@@ -111,7 +111,7 @@ def test_the_mask_gradient_of_a_head_is_what_autograd_gives():
     hook.remove()
     pruner = Pruner(model, config(pruning_type="block_mask"))
     pruner.observe()
-    assert torch.allclose(pruner.groups[0].scores[3][:, 0], mask.grad.abs(), rtol=1e-4)
+    assert torch.allclose(pruner.groups[0].scoring.scores[3][:, 0], mask.grad.abs(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("target", [0.25, 0.5, 0.75])

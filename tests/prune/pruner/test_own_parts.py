@@ -119,7 +119,7 @@ def test_a_gradient_that_is_not_finite_is_not_shown():
     model[1].weight.grad = torch.ones(2, 2)
     pruner.observe()
     assert [grad.tolist() for grad in seen] == [[[1.0, 1.0], [1.0, 1.0]]]
-    assert pruner.groups[0].seen.tolist() == [False, True]
+    assert pruner.groups[0].scoring.seen.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_pattern_gives_each_layer_blocks_of_its_own(make_mlp, train, sgd):
     pruner, optimizer = Pruner(model, config), sgd(model)
     with pruner.attach(optimizer):
         train(model, optimizer, 4)
-    assert pruner.groups[0].blocks == [(1, 16), (8, 2)]
+    assert pruner.groups[0].weights.blocks == [(1, 16), (8, 2)]
     masks = pruner.masks()
     assert all(len(row.unique()) == 1 for row in masks["0"])
     assert all(len(block.unique()) == 1 for block in masks["2"].view(4, 8, 16, 2).transpose(1, 2).reshape(64, 16))

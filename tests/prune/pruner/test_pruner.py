@@ -53,7 +53,7 @@ def test_masks_nest_and_the_target_is_met(make_mlp, train, sgd, pattern, pruning
     report = pruner.report()
     assert report.complete
     assert report.pattern_verified
-    unit = max(group.sizes[i] for group in pruner.groups for i in range(len(group.layers)))
+    unit = max(group.weights.sizes[i] for group in pruner.groups for i in range(len(group.layers)))
     for row in report.layers if scope == "local" else [report]:
         weights = row.weights if scope == "local" else sum(r.weights for r in report.layers)
         gone = row.zeros if scope == "local" else sum(r.zeros for r in report.layers)
@@ -219,11 +219,11 @@ def test_an_infinite_gradient_costs_one_update_and_no_layer(make_mlp, train, sgd
     hook = model[0].weight.register_hook(lambda g: g)
     pruner.attach(optimizer)
     train(model, optimizer, 2)
-    scores = pruner.groups[0].scores[0].clone()
+    scores = pruner.groups[0].scoring.scores[0].clone()
     model[0].weight.grad = torch.full_like(model[0].weight, float("inf"))
     model[2].weight.grad = torch.ones_like(model[2].weight)
     pruner.observe()
-    assert torch.equal(pruner.groups[0].scores[0], scores)
+    assert torch.equal(pruner.groups[0].scoring.scores[0], scores)
     pruner._observed = False
     model.zero_grad()
     hook.remove()
@@ -288,9 +288,9 @@ def test_scores_are_one_float_a_unit_and_go_when_they_are_done(make_mlp, train, 
     pruner, optimizer = Pruner(model, PruningConfig(pattern="4x1", start_step=1, end_step=3)), sgd(model)
     pruner.attach(optimizer)
     train(model, optimizer, 2)
-    assert [tuple(s.shape) for s in pruner.groups[0].scores] == [(8, 16), (8, 32)]
+    assert [tuple(s.shape) for s in pruner.groups[0].scoring.scores] == [(8, 16), (8, 32)]
     train(model, optimizer, 2)
-    assert pruner.groups[0].scores == []
+    assert pruner.groups[0].scoring.scores == []
 
 
 def test_a_bound_that_rounds_below_its_integer_is_meant_as_the_integer():
