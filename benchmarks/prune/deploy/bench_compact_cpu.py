@@ -81,7 +81,8 @@ def real_row(folder: str, task_name: str, dataset_dir: str):
 
     def batches(size):
         for start in range(0, len(texts), size):
-            part = [{k: row[k] for k in ("input_ids", "attention_mask")} for row in texts[start : start + size]]
+            some = texts[start : start + size]
+            part = [{k: v for k, v in row.items() if k not in ("labels", "index")} for row in some]
             yield dict(tokenizer.pad(part, return_tensors="pt"))
 
     changed, worst = 0, 0.0

@@ -39,7 +39,7 @@ def batches_of(folder: Path, args, size: int):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = tokenize(load_splits(data, task)["validation"], task, tokenizer, data.max_length)
     for start in range(0, len(texts), size):
-        part = [{k: row[k] for k in ("input_ids", "attention_mask")} for row in texts[start : start + size]]
+        part = [{k: v for k, v in row.items() if k not in ("labels", "index")} for row in texts[start : start + size]]
         yield dict(tokenizer.pad(part, return_tensors="pt"))
 
 
