@@ -11,6 +11,7 @@ from trisparse.sparse_ops.blocks.block_spmm import block_spmm
 from trisparse.sparse_ops.blocks.linear_blocks import LinearBlocks
 from trisparse.sparse_ops.blocks.linear_masked import LinearMasked, mask_linear, unmask_linear
 from trisparse.sparse_ops.blocks.masked_blocks import MaskedBlocks, masked_blocks
+from trisparse.sparse_ops.blocks.masked_channels import MaskedChannels, masked_channels
 from trisparse.sparse_ops.blocks.packed_blocks import PackedBlocks, check_blocks, pack_blocks, unpack_blocks
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
 from trisparse.sparse_ops.choosing.apply_masks import apply_masks
@@ -33,9 +34,9 @@ from trisparse.sparse_ops.two_four.repack_24 import repack_24
 from trisparse.sparse_ops.two_four.unpack_24 import unpack_24
 
 __all__ = [
-    "Linear24", "Linear24Train", "LinearBlocks", "LinearMasked", "MaskedBlocks", "Packed24", "PackedBlocks", "Plan",
-    "adamw_rates", "apply_masks", "block_spmm", "check_blocks", "cost_groups", "layout_24", "mask_24", "mask_linear",
-    "masked_adamw", "masked_blocks", "mm_24", "nm_mask", "nm_mask_2d", "pack_24", "pack_blocks", "refresh_every",
-    "repack_24", "score_units", "select_units", "thin_groups", "unmask_linear", "unpack_24", "unpack_blocks",
-    "vector_spmm",
+    "Linear24", "Linear24Train", "LinearBlocks", "LinearMasked", "MaskedBlocks", "MaskedChannels", "Packed24",
+    "PackedBlocks", "Plan", "adamw_rates", "apply_masks", "block_spmm", "check_blocks", "cost_groups", "layout_24",
+    "mask_24", "mask_linear", "masked_adamw", "masked_blocks", "masked_channels", "mm_24", "nm_mask", "nm_mask_2d",
+    "pack_24", "pack_blocks", "refresh_every", "repack_24", "score_units", "select_units", "thin_groups",
+    "unmask_linear", "unpack_24", "unpack_blocks", "vector_spmm",
 ]  # fmt: skip

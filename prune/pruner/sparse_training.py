@@ -14,8 +14,17 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.layer import Layer
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.timing import Times, TimingCache, in_turns
-from trisparse.sparse_ops import LinearMasked, mask_linear, masked_blocks, unmask_linear
+from trisparse.sparse_ops import (
+    LinearMasked,
+    MaskedBlocks,
+    MaskedChannels,
+    mask_linear,
+    masked_blocks,
+    masked_channels,
+    unmask_linear,
+)
 from trisparse.sparse_ops.blocks.masked_blocks import height_of
+from trisparse.sparse_ops.blocks.masked_channels import channel_dim
 
 MODES = ("auto", "on", "off")
 _FASTER = 1.03  # than dense, forward and backward
@@ -110,9 +119,9 @@ class SparseTraining:
                     reason = "" if layer.name in sparse else "dense was faster when this was saved"
                 else:
                     density = float(mask.sum()) / max(mask.numel(), 1)
-                    reason = "" if self.mode == "on" else _slower(masked, height_of(block), density)
+                    reason = "" if self.mode == "on" else _slower(masked, block, density)
                 # looking for what is kept takes longer than counting it
-                masked.kept = None if reason else masked_blocks(mask, block, layer.weight.dtype)
+                masked.kept = None if reason else _find(mask, block, layer.weight.dtype)
                 if reason:
                     self.dense[layer.name] = reason
                 else:
@@ -156,7 +165,14 @@ def _obstacle(layer: Layer) -> str:
     return ""
 
 
-def _slower(layer: LinearMasked, n: int, kept: float) -> str:
+def _find(mask: Tensor, block: tuple[int, int], dtype: torch.dtype) -> MaskedBlocks | MaskedChannels:
+    """What a mask of units of this block keeps."""
+    shape = mask.shape[0] * block[0], mask.shape[1] * block[1]
+    is_channels = channel_dim(shape, block) is not None
+    return masked_channels(mask, block) if is_channels else masked_blocks(mask, block, dtype)
+
+
+def _slower(layer: LinearMasked, block: tuple[int, int], kept: float) -> str:
     """Why a layer had better multiply all of its weight, or an empty string."""
     if not layer.tokens:
         return "its forward was not called in training mode"
@@ -165,16 +181,18 @@ def _slower(layer: LinearMasked, n: int, kept: float) -> str:
         return "too much of it is kept"
     if layer.weight.numel() * layer.tokens < _LEAST:
         return "it is too small to gain"
-    if not runs_packed(layer.computed or layer.weight.dtype):
+    rows, cols = layer.weight.shape
+    dim = channel_dim((rows, cols), block)
+    if dim is None and not runs_packed(layer.computed or layer.weight.dtype):
         return f"there is no kernel for {str(layer.computed or layer.weight.dtype).removeprefix('torch.')} here"
     tokens = min(1 << round(math.log2(layer.tokens)), _MOST_TOKENS)
-    rows, cols = layer.weight.shape
     own, dtype = layer.weight.dtype, layer.computed or layer.weight.dtype
-    key = f"training {rows}x{cols} {own} in {dtype} {n}x1 of {density} T={tokens}"
+    unit = [(1, cols), (rows, 1)][dim] if dim is not None else (height_of(block), 1)
+    key = f"training {rows}x{cols} {own} in {dtype} {unit[0]}x{unit[1]} of {density} T={tokens}"
     cache = TimingCache(None, layer.weight.device)
     times = cache.get(key)
     if times is None:
-        times = time_steps(rows, cols, n, density, tokens, own, dtype)
+        times = time_steps(rows, cols, unit, density, tokens, own, dtype)
         cache.put(key, times)
     gain = times["dense_ms"] / times["packed_ms"]
     return "" if gain >= _FASTER else f"dense is faster here ({gain:.2f} times as fast with {density:.0%} kept)"
@@ -182,7 +200,13 @@ def _slower(layer: LinearMasked, n: int, kept: float) -> str:
 
 @torch.enable_grad()
 def time_steps(
-    rows: int, cols: int, n: int, density: float, tokens: int, weight_dtype: torch.dtype, dtype: torch.dtype
+    rows: int,
+    cols: int,
+    unit: tuple[int, int],
+    density: float,
+    tokens: int,
+    weight_dtype: torch.dtype,
+    dtype: torch.dtype,
 ) -> Times:
     """Milliseconds of forward and backward of one layer, all of it and what a random mask keeps of it, in turns."""
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
@@ -192,10 +216,11 @@ def time_steps(
 
     dense = nn.Linear(cols, rows, device="meta").to_empty(device="cpu").to(weight_dtype)
     dense.bias.data.zero_()
-    mask = torch.rand(rows // n, cols, generator=generator) < density
-    dense.weight.data = (draw(rows, cols) * mask.repeat_interleave(n, 0)).to(weight_dtype)
+    mask = torch.rand(rows // unit[0], cols // unit[1], generator=generator) < density
+    wide = mask.repeat_interleave(unit[0], 0).repeat_interleave(unit[1], 1)
+    dense.weight.data = (draw(rows, cols) * wide).to(weight_dtype)
     masked = mask_linear(copy.deepcopy(dense))
-    masked.kept = masked_blocks(mask, (n, 1), weight_dtype)
+    masked.kept = _find(mask, unit, weight_dtype)
     x, grad = draw(tokens, cols).to(dtype).requires_grad_(), draw(tokens, rows).to(dtype)
 
     def step(layer: nn.Linear) -> None:

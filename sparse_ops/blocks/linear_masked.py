@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from trisparse.sparse_ops.blocks.masked_blocks import MaskedBlocks, gather_values, scatter_values
+from trisparse.sparse_ops.blocks.masked_channels import MaskedChannels, channel_linear
 from trisparse.sparse_ops.blocks.packed_blocks import unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm
 from trisparse.sparse_ops.blocks.spmm_t import spmm_t
@@ -84,7 +85,7 @@ class LinearMasked(nn.Linear):
         computed: what autocast computed with then, None without it.
     """
 
-    kept: MaskedBlocks | None
+    kept: MaskedBlocks | MaskedChannels | None
     tokens: int
     computed: torch.dtype | None
 
@@ -95,14 +96,16 @@ class LinearMasked(nn.Linear):
             self.tokens, self.computed = input.numel() // max(self.in_features, 1), autocast_dtype(input)
             if self.kept is not None and self._is_own(weight) and not is_seen(input, weight) and _has_no_tangent():
                 dtype = self.computed or weight.dtype
+                if isinstance(self.kept, MaskedChannels):
+                    return channel_linear(input, weight, self._parameters["bias"], self.kept)
                 if dtype is not torch.float16 and (dtype is not weight.dtype or input.dtype is dtype):
                     return _Product.apply(input, weight, self._parameters["bias"], self.kept, dtype)
         return linear(input, weight, self.bias)
 
     def _is_own(self, weight: Tensor) -> bool:
         """Whether this is a parameter that the masks are of: not one of another size, or a tensor put in its place."""
-        matrix = cast(MaskedBlocks, self.kept).matrix
-        return type(weight) is nn.Parameter and tuple(weight.shape) == (matrix.rows, matrix.cols)
+        kept = cast("MaskedBlocks | MaskedChannels", self.kept)
+        return type(weight) is nn.Parameter and tuple(weight.shape) == kept.shape
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.kept is None else f", multiplied={self.kept.density:.4f}")

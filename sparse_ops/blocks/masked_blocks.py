@@ -25,6 +25,11 @@ class MaskedBlocks(NamedTuple):
     slots_t: Tensor | None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight, `(rows, cols)`."""
+        return self.matrix.rows, self.matrix.cols
+
+    @property
     def density(self) -> float:
         """Share of the weights that is kept."""
         n, _ = self.matrix.block

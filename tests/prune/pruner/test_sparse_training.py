@@ -115,8 +115,8 @@ def slow(monkeypatch):
     """What a timing says, by the density it is of; and which were asked for."""
     asked = []
 
-    def time_steps(rows, cols, n, density, tokens, own, dtype):
-        asked.append((rows, cols, n, density, tokens))
+    def time_steps(rows, cols, unit, density, tokens, own, dtype):
+        asked.append((rows, cols, unit, density, tokens))
         return {"dense_ms": 1.0, "packed_ms": 2 * density, "equal": True}  # faster up to a half
 
     class Cache(dict):
@@ -142,6 +142,9 @@ def test_auto_takes_what_was_measured_to_be_faster(slow):
     assert any(0.5 < share < 0.6 for share in kept)
     _, _, sparse, pruner = train("auto", "4x1", 10, torch.float64)
     assert sparse == []
+    _, _, channels, _ = train("auto", "1xchannel", 10, torch.float64)
+    assert len(channels) >= 12, "these need no kernel; the pooler may keep too much"
+    assert {unit for _, _, unit, _, _ in slow} == {(4, 1), (1, 32), (1, 64)}
     assert "no kernel for float64" in str(pruner._sparse.notes) or pruner._sparse.notes == []
 
 
@@ -152,8 +155,9 @@ def test_auto_leaves_small_layers_alone(monkeypatch):
     assert sparse == []
 
 
-def test_a_real_timing():
-    times = sparse_training.time_steps(64, 32, 4, 0.5, 16, torch.float32, torch.bfloat16)
+@pytest.mark.parametrize("unit", [(4, 1), (1, 32), (64, 1)])
+def test_a_real_timing(unit):
+    times = sparse_training.time_steps(64, 32, unit, 0.5, 16, torch.float32, torch.bfloat16)
     assert times["dense_ms"] > 0
     assert times["packed_ms"] > 0
 

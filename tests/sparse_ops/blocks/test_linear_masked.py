@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from trisparse.sparse_ops.blocks.linear_masked import LinearMasked, _Product, mask_linear, unmask_linear
 from trisparse.sparse_ops.blocks.masked_blocks import gather_values, masked_blocks, scatter_values
+from trisparse.sparse_ops.blocks.masked_channels import MaskedChannels, channel_linear, masked_channels
 
-UNITS = [(1, 1), (2, 1), (4, 1), (12, 1), (16, 16), (1, 4), (8, 8)]
+CHANNELS = [(1, 32), (48, 1), (4, 32), (48, 8), (48, 32)]  # whole rows or columns, and both
+UNITS = [(1, 1), (2, 1), (4, 1), (12, 1), (16, 16), (1, 4), (8, 8), *CHANNELS]
 
 
 def layers(unit=(4, 1), rows=48, cols=32, density=0.4, dtype=torch.float64, bias=True):
@@ -23,7 +25,7 @@ def layers(unit=(4, 1), rows=48, cols=32, density=0.4, dtype=torch.float64, bias
     wide = mask.repeat_interleave(n, 0).repeat_interleave(m, 1)
     dense.weight.data *= wide
     masked = mask_linear(copy.deepcopy(dense))
-    masked.kept = masked_blocks(mask, unit, dtype)
+    masked.kept = masked_channels(mask, unit) if unit in CHANNELS else masked_blocks(mask, unit, dtype)
     return dense, masked, wide
 
 
@@ -65,6 +67,40 @@ def test_gradcheck_to_the_second_order(unit, bias):
 
     assert torch.autograd.gradcheck(kept_alone, (x, *values))
     assert torch.autograd.gradgradcheck(kept_alone, (x, *values))
+
+
+@pytest.mark.parametrize("unit", [(1, 6), (8, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck_of_channels(unit, bias):
+    layer = nn.Linear(6, 8, bias, dtype=torch.float64)
+    kept = masked_channels(torch.rand(8 // unit[0], 6 // unit[1]) < 0.5, unit)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def product(x, weight, bias=None):
+        return channel_linear(x, weight, bias, kept)
+
+    assert torch.autograd.gradcheck(product, (x, *layer.parameters()))
+    assert torch.autograd.gradgradcheck(product, (x, *layer.parameters()))
+
+
+def test_which_channels_are_kept():
+    mask = torch.tensor([[True], [False], [True]])
+    rows = masked_channels(mask, (2, 5))
+    assert (rows.shape, rows.dim, rows.channels.tolist()) == ((6, 5), 0, [0, 1, 4, 5])
+    assert rows.density == pytest.approx(2 / 3)
+    columns = masked_channels(mask.t(), (7, 1))
+    assert (columns.shape, columns.dim, columns.channels.tolist()) == ((7, 3), 1, [0, 2])
+    with pytest.raises(ValueError, match="block: want whole rows or columns of 6 x 4, got 2 x 2"):
+        masked_channels(torch.ones(3, 2, dtype=torch.bool), (2, 2))
+
+
+@pytest.mark.parametrize("unit", [(1, 32), (48, 1)])
+def test_channels_of_inputs_of_any_rank(unit):
+    dense, masked, _ = layers(unit, dtype=torch.float32)
+    assert isinstance(masked.kept, MaskedChannels)
+    for shape in ((32,), (5, 32), (0, 32), (2, 0, 32), (2, 3, 4, 32)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(masked(x), dense(x))
 
 
 def test_values_and_back():
@@ -128,16 +164,17 @@ def test_it_is_the_same_layer_afterwards():
         mask_linear(nn.Bilinear(2, 2, 2))
 
 
-def test_autocast():
-    dense, masked, wide = layers(dtype=torch.float32)
+@pytest.mark.parametrize("unit", [(4, 1), (1, 32), (48, 1)])
+def test_autocast(unit):
+    dense, masked, wide = layers(unit, dtype=torch.float32)
     x, upstream = torch.randn(40, 32), torch.randn(40, 48).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found, want = gradients(masked, x, upstream), gradients(dense, x, upstream)
     assert [t.dtype for t in found] == [t.dtype for t in want]
     for got, expected in zip(found, (want[0], want[1], want[2] * wide, want[3]), strict=True):
         torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-1)
-    with torch.autocast("cpu", torch.float16):  # no kernel: the dense product
-        assert torch.equal(masked(x), dense(x))
+    with torch.autocast("cpu", torch.float16):  # for blocks there is no kernel
+        torch.testing.assert_close(masked(x), dense(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
