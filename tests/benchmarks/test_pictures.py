@@ -94,11 +94,15 @@ def test_recipes_that_were_not_run_are_not_shown(drawn):
 def test_sparse_training(drawn):
     figure = drawn("prune/pruner/bench_sparse_training.py", "sparse_training_cpu.json")
     layers, steps = figure.axes
-    assert [line.get_label() for line in layers.lines] == ["4x1", "1x1", "dense"]
-    assert [line.get_label() for line in steps.lines] == ["MiniLM-L6, 4x1", "BERT-base, 4 layers, 4x1", "dense"]
-    assert [line.get_color() for line in layers.lines] == [COLOR[name] for name in ("vectors-4", "weights", "dense")]
-    assert steps.lines[0].get_color() == steps.lines[1].get_color() == COLOR["vectors-4"]
-    assert steps.lines[0].get_linestyle() != steps.lines[1].get_linestyle()
+    assert [line.get_label() for line in layers.lines] == ["4x1", "1x1", "1xchannel", "dense"]
+    labels = [
+        f"{model}, {pattern}" for model in ("MiniLM-L6", "BERT-base, 4 layers") for pattern in ("4x1", "1xchannel")
+    ]
+    assert [line.get_label() for line in steps.lines] == [*labels, "dense"]
+    colors = [line.get_color() for line in layers.lines]
+    assert colors == [COLOR[name] for name in ("vectors-4", "weights", "channels", "dense")]
+    assert [line.get_color() for line in steps.lines[:4]] == [COLOR["vectors-4"], COLOR["channels"]] * 2
+    assert steps.lines[0].get_linestyle() == steps.lines[1].get_linestyle() != steps.lines[2].get_linestyle()
     assert all(list(axes.lines[-1].get_ydata()) == [1, 1] and axes.get_ylim()[0] == 0 for axes in figure.axes)
 
 

@@ -35,15 +35,16 @@ from trisparse import MaskedAdamW, Pruner, PruningConfig
 from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
 from trisparse.prune.plot_style import WIDTH, dense_line, pattern_look, save, styled
-from trisparse.sparse_ops import mask_linear, masked_blocks
+from trisparse.sparse_ops import mask_linear, masked_blocks, masked_channels
 
 TOKENS, TEXTS = 768, 16
 SHAPES = [(384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (768, 3072)]
 LAYER_GOALS = {("4x1", 0.9): 4.5, ("4x1", 0.8): 2.5, ("1x1", 0.9): 3.0}
 LAYERS = [("4x1", z) for z in (0.5, 0.7, 0.8, 0.9, 0.95)] + [("1x1", z) for z in (0.7, 0.8, 0.9, 0.95)]
+LAYERS += [("1xchannel", z) for z in (0.5, 0.7, 0.9)]
 MODELS = {"MiniLM-L6": (384, 1536, 6, 12), "BERT-base, 4 layers": (768, 3072, 4, 12)}
 STEP_GOALS = {("MiniLM-L6", "4x1", 0.9): 2.5, ("MiniLM-L6", "4x1", 0.7): 1.8}
-STEPS = [("4x1", 0.5), ("4x1", 0.7), ("4x1", 0.9), ("4x1", 0.95), ("1x1", 0.9)]
+STEPS = [("4x1", 0.5), ("4x1", 0.7), ("4x1", 0.9), ("4x1", 0.95), ("1x1", 0.9), ("1xchannel", 0.7), ("1xchannel", 0.9)]
 OPTIMIZERS = [("4x1", 0.9), ("2:4", 0.5), ("1xchannel", 0.6)]
 _SECONDS = 0.6  # of turns for a row
 
@@ -78,14 +79,14 @@ def sparseprop(dense: nn.Linear, x: torch.Tensor, grad: torch.Tensor) -> list[Ca
 
 
 def layer_row(pattern: str, zeros: float, rows: int, cols: int) -> dict[str, Any]:
-    n = int(pattern.split("x")[0])
-    mask = torch.rand(rows // n, cols) >= zeros
+    n, m = int(pattern.split("x")[0]), cols if pattern.endswith("channel") else 1
+    mask = torch.rand(rows // n, cols // m) >= zeros
     dense = nn.Linear(cols, rows)
-    dense.weight.data *= mask.repeat_interleave(n, 0)
+    dense.weight.data *= mask.repeat_interleave(n, 0).repeat_interleave(m, 1)
     sparse = nn.Linear(cols, rows)
     sparse.load_state_dict(dense.state_dict())
     masked = mask_linear(sparse)
-    masked.kept = masked_blocks(mask, (n, 1), torch.float32)
+    masked.kept = masked_channels(mask, (n, m)) if m == cols else masked_blocks(mask, (n, m), torch.float32)
     x, grad = torch.randn(TOKENS, cols, requires_grad=True), torch.randn(TOKENS, rows)
 
     def gradient(layer: nn.Linear, of_input: bool) -> Callable[[], Any]:
@@ -226,13 +227,14 @@ def table(layers: list[dict[str, Any]], steps: list[dict[str, Any]], optimizers:
 def plot(layers: list[dict[str, Any]], steps: list[dict[str, Any]], path: Path) -> None:
     with styled(1.2 * WIDTH, 3.6) as figure:
         panels = figure.subplots(1, 2, sharey=True)
-        for pattern in ("4x1", "1x1"):
+        for pattern in dict.fromkeys(row["pattern"] for row in layers):
             rows = [row for row in layers if row["pattern"] == pattern]
             draw(panels[0], rows, pattern_look(pattern) | {"label": pattern})
         for name, dashes, marker in zip(MODELS, ("-", "--"), ("o", "s"), strict=True):
-            rows = [row for row in steps if (row["model"], row["pattern"]) == (name, "4x1")]
-            look = pattern_look("4x1") | {"linestyle": dashes, "marker": marker}
-            draw(panels[1], rows, look | {"label": f"{name}, 4x1"})
+            for pattern in ("4x1", "1xchannel"):
+                rows = [row for row in steps if (row["model"], row["pattern"]) == (name, pattern)]
+                look = pattern_look(pattern) | {"linestyle": dashes, "marker": marker}
+                draw(panels[1], rows, look | {"label": f"{name}, {pattern}"})
         for panel, title in zip(panels, ("one layer, forward and backward", "a whole step"), strict=True):
             dense_line(panel, 1)
             panel.set(title=title, xlabel="share of the weights that is zero", ylim=(0, None))
