@@ -58,6 +58,7 @@ class ModelArguments:
         0.0, "weight of the distillation loss, which takes the place of the labels'; 0 for labels alone"
     )
     distill_mode: str = _one_of("distill_mode", "hidden", "what is matched to the teacher")
+    dropout: float | None = _arg(None, "every dropout probability of the model as it trains (default: its own)", "P")
     label_loss_weight: float = _arg(0.0, "weight of the labels' loss beside the distillation loss")
     cache_teacher: bool = _arg(False, "run the teacher once on every training example, and keep what it says")
 

@@ -102,6 +102,8 @@ def _check_numbers(args: GlueArguments) -> None:
     ):
         if value is not None and not least <= value < _HUGE:
             raise PruningError(f"--{name}: want at least {least} and below {_HUGE:g}, got {value}")
+    if m.dropout is not None and not 0 <= m.dropout < 1:
+        raise PruningError(f"--dropout: want at least 0 and below 1, got {m.dropout}")
     if not 0 <= t.seed < 2**32:
         raise PruningError(f"--seed: want a whole number from 0 up to but not 2**32, got {t.seed}")
     if not 0 <= d.holdout_fraction <= 0.5:

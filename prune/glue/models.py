@@ -12,8 +12,8 @@ from trisparse.prune.glue.args import ModelArguments
 from trisparse.prune.glue.tasks import Task
 
 
-def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
-    """The classifier at this path, and whether its head was in the checkpoint."""
+def _load(flag: str, path: str, task: Task, dropout: float | None = None) -> tuple[Any, bool]:
+    """The classifier at this path, trained with this dropout, and whether its head was in the checkpoint."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     try:
@@ -28,7 +28,13 @@ def _load(flag: str, path: str, task: Task) -> tuple[Any, bool]:
             _name_labels(flag, path, config, task, trained_head)
         config.num_labels = task.num_labels
         config.problem_type = "regression" if task.is_regression else "single_label_classification"
+        own = {k: v for k, v in config.to_dict().items() if "drop" in k and type(v) in (int, float)}
+        if dropout is not None:
+            if not own:
+                raise PruningError(f"--dropout: a {config.model_type} has none in its configuration; leave it out")
+            config.update(dict.fromkeys(own, dropout))
         model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype="float32")
+        model.config.update(own)  # modules have read it; what is saved is trained on as it was before
     except PruningError:
         raise
     except Exception as error:  # a broken folder fails in many ways
@@ -61,7 +67,7 @@ def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module 
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     path = args.model_name_or_path
     assert path is not None
-    model, trained_head = _load("model_name_or_path", path, task)
+    model, trained_head = _load("model_name_or_path", path, task, args.dropout)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=not args.use_slow_tokenizer)
     except (OSError, ValueError) as error:

@@ -45,6 +45,7 @@ PRUNE = [*BASE, "--do_prune"]
         ([*PRUNE, "--pruning_config", "mixed", "--pruning_pattern", "2:4"], "pattern: '2:4' has no effect: every group of"),
         ([*BASE, "--pruning_pattern", "2:4"], "--pruning_pattern: has no effect without --do_prune; add it, or --do_prune False"),
         ([*BASE, "--teacher_model_name_or_path", "t"], "--teacher_model_name_or_path: has no effect without --distill_loss_weight"),
+        ([*BASE, "--dropout", "1"], "--dropout: want at least 0 and below 1, got 1.0"),
         ([*BASE, "--label_loss_weight", "1"], "--label_loss_weight: has no effect without --distill_loss_weight, for labels"),
         ([*BASE, "--label_loss_weight", "-1", "--distill_loss_weight", "1"], "--label_loss_weight: want at least 0"),
         ([*PRUNE, "--sparse_training", "yes"], "--sparse_training: 'yes' is not one of auto, on, off"),

@@ -16,7 +16,7 @@ from trisparse import PruningError, from_pretrained
 from trisparse.cli import main
 from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.glue.setup import compile_model
-from trisparse.prune.glue.tasks import TASKS
+from trisparse.prune.glue.tasks import TASKS, find_task
 from trisparse.prune.glue.train import run
 from trisparse.sparse_ops import LinearBlocks
 
@@ -179,6 +179,32 @@ def test_the_teacher_cache_changes_no_first_loss(world, mode, glue):
         losses.append(first["loss"])
     assert losses[0] > 1e-3
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_without_dropout_a_student_begins_as_its_teacher(world, glue):
+    losses = []
+    for extra in ([], ["--dropout", "0"]):
+        glue(
+            world, "dense", "dropout", "--overwrite_output_dir", "--max_train_steps", "1", "--distill_loss_weight", "1",
+            "--distill_mode", "both", *extra,
+        )  # fmt: skip
+        (first,) = json.loads((world / "dropout" / "history.json").read_text())["steps"]
+        losses.append(first["loss"])
+    assert losses[0] > 1e-3
+    assert losses[1] < 1e-6
+    config = json.loads((world / "dropout" / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == 0.1, "what is saved can be trained on as before"
+
+
+def test_a_model_without_dropout_is_told_so(monkeypatch):
+    import transformers
+
+    from trisparse.prune.glue.models import _load
+
+    config = type("Plain", (transformers.PretrainedConfig,), {"model_type": "plain"})()
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda path: config)
+    with pytest.raises(PruningError, match="--dropout: a plain has none in its configuration; leave it out"):
+        _load("model_name_or_path", "m", find_task("mrpc"), 0.0)
 
 
 def test_labels_are_learned_beside_the_teacher_by_their_weight(world, glue, weights):
