@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -62,7 +61,6 @@ def channel_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kept: MaskedC
     own = weight.index_select(kept.dim, kept.channels)
     if kept.dim == 1:
         return linear(x.index_select(-1, kept.channels), own, bias)
-    *before, cols = x.shape
-    y = linear(x.reshape(math.prod(before), cols), own)
+    y = linear(x.reshape(-1, x.shape[-1]), own)
     whole = y.new_zeros(kept.shape[0]) if bias is None else bias.to(y.dtype)
-    return whole.expand(len(y), -1).index_add(1, kept.channels, y).view(*before, kept.shape[0])
+    return whole.expand(len(y), -1).index_add(1, kept.channels, y).view(*x.shape[:-1], kept.shape[0])

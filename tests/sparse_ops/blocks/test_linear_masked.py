@@ -90,6 +90,7 @@ def test_which_channels_are_kept():
     assert rows.density == pytest.approx(2 / 3)
     columns = masked_channels(mask.t(), (7, 1))
     assert (columns.shape, columns.dim, columns.channels.tolist()) == ((7, 3), 1, [0, 2])
+    assert columns.density == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="block: want whole rows or columns of 6 x 4, got 2 x 2"):
         masked_channels(torch.ones(3, 2, dtype=torch.bool), (2, 2))
 
