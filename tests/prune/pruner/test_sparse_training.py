@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError, compress
 from trisparse.prune.pruner import sparse_training
-from trisparse.sparse_ops import LinearMasked
+from trisparse.sparse_ops import LinearMasked, MaskedBlocks, MaskedChannels
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 PATTERNS = ["4x1", "1x1", "2x1", "16x16", "2:4", "1xchannel", "channelx1"]
@@ -108,6 +108,21 @@ def test_layers_are_entered_and_left():
     handle.detach()
     assert [type(module) for module in model.modules()] == kinds
     assert "13 of 13" in str(pruner.report())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"), [("4x1", MaskedBlocks), ("1xchannel", MaskedChannels), ("channelx1", MaskedChannels)]
+)
+def test_whole_rows_and_columns_are_multiplied_as_such(pattern, kind):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    pruner = Pruner(model, config_of(pattern, 6, exclude_head=False), sparse_training="on")
+    optimizer = torch.optim.AdamW(model.parameters())
+    handle = pruner.attach(optimizer)
+    for _ in range(6):
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+    assert [type(layer.kept) for layer in model] == [kind] * 2
+    handle.detach()
 
 
 @pytest.fixture
