@@ -9,11 +9,13 @@ from typing import Any
 from trisparse.prune.errors import PruningError, nearest
 
 _ENTAILMENT = ("entailment", "not_entailment")
+_BOTH = ("accuracy", "f1")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Without labels it is a regression. The mean of the `best` metrics picks the best model.
+    """Without labels it is a regression. The mean of the `best` metrics, which are those that GLUE
+    averages, picks the best model.
 
     `is_own` says that it is none of GLUE's: a label is one of the words of `labels`, never its number.
     """
@@ -49,9 +51,9 @@ _TASKS = (
         validation="validation_matched",
         also_validation="validation_mismatched",
     ),
-    Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+    Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), _BOTH, _BOTH),
     Task("qnli", ("question", "sentence"), _ENTAILMENT),
-    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), _BOTH, _BOTH),
     Task("rte", ("sentence1", "sentence2"), _ENTAILMENT),
     Task("sst2", ("sentence",), ("negative", "positive")),
     Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearmanr"), ("pearson", "spearmanr")),

@@ -129,10 +129,11 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
         accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=progress["step"])
         if accelerator.is_main_process:  # a bar writes even if it is disabled
             bar.write(f"epoch {progress['epoch']}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        value, best = best_value(s.task, metrics), progress["best"]
-        is_best = (pruner is None or pruner.masks_are_final) and (best is None or value > best["value"])
+        best = progress["best"]
+        is_better = best is None or best_value(s.task, metrics) > best_value(s.task, best["metrics"])
+        is_best = is_better and (pruner is None or pruner.masks_are_final)
         if is_best:
-            progress["best"] = {"value": value, "metrics": metrics, "step": progress["step"]}
+            progress["best"] = {"metrics": metrics, "step": progress["step"]}
         if s.cooldown:
             progress["packed_layers"] = s.cooldown.names
         parts = states(s, scheduler)

@@ -118,6 +118,7 @@ def test_metrics_by_their_definitions():
     assert compute_metrics(TASKS["cola"], said, true) == pytest.approx({"matthews_correlation": matthews})
     got = compute_metrics(TASKS["stsb"], [1.0, 2.0, 4.0], [1.0, 3.0, 2.0])
     assert got == pytest.approx({"pearson": 0.3273268, "spearmanr": 0.5})
+    assert best_value(TASKS["mrpc"], {"accuracy": 0.75, "f1": 0.5}) == 0.625, "as GLUE averages"
     assert best_value(TASKS["stsb"], got) == pytest.approx((0.3273268 + 0.5) / 2)
     assert compute_metrics(TASKS["stsb"], [1.0, 1.0, 1.0], [1.0, 3.0, 2.0]) == {"pearson": 0.0, "spearmanr": 0.0}
     assert majority_metrics(TASKS["mrpc"], [1] * 279 + [0] * 129) == pytest.approx(
