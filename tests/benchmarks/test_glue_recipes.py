@@ -1,6 +1,5 @@
 """The table of published rows: what counts as met, what is run again, and that nothing is claimed of what was not run."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,15 +8,12 @@ import pytest
 from trisparse.prune.glue.parse import parse_arguments
 
 pytest.importorskip("matplotlib")
-SCRIPT = Path(__file__).parents[2] / "benchmarks/prune/glue/glue_recipes.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def recipes():
-    spec = importlib.util.spec_from_file_location("glue_recipes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def recipes(load):
+    return load("prune/glue/glue_recipes.py")
 
 
 def result(task, value, **more):
@@ -102,9 +98,30 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
     assert sparse_flags[sparse_flags.index("--model_name_or_path") + 1].endswith("minilm-mrpc-dense/seed-1")
 
 
+def test_another_encoder_makes_only_the_rows_that_it_has_a_recipe_for(recipes, tmp_path, monkeypatch):
+    (tmp_path / "minilm-sst2-4x1.yaml").write_text("")
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    made = []
+    monkeypatch.setattr(recipes, "run_glue", lambda recipe, *_: made.append(recipe))
+    words = [
+        "x",
+        "--rows",
+        "bert-mini-sst2-4x1",
+        "bert-mini-sst2-2-4",
+        "--minilm",
+        "/enc",
+        "--out",
+        str(tmp_path / "a.json"),
+    ]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(recipes, "draw", lambda *_: None)
+    recipes.main()
+    assert made == ["minilm-sst2-dense", "bert-mini-sst2-dense"]
+
+
 def test_the_docs_have_the_table(recipes):
-    runs = json.loads((SCRIPT.parents[2] / "results" / "glue_recipes.json").read_text())["runs"]
-    assert recipes.table(runs) in (SCRIPT.parents[3] / "docs" / "recipes.md").read_text()
+    runs = json.loads((ROOT / "benchmarks/results/glue_recipes.json").read_text())["runs"]
+    assert recipes.table(runs) in (ROOT / "docs" / "recipes.md").read_text()
 
 
 @pytest.fixture

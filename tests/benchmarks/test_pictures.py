@@ -1,6 +1,5 @@
 """Pictures of benchmarks, from the results that are committed: what they show, read off their artists."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,14 +12,11 @@ ROOT = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
+def drawn(load, monkeypatch):
     """Run a script with --draw on committed results; its figure."""
 
     def draw(script, results):
-        spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        figures = []
+        module, figures = load(script), []
         monkeypatch.setattr(module, "save", lambda figure, path: figures.append((figure, path)))
         monkeypatch.setattr("sys.argv", [script, "--draw", "--out", str(ROOT / "results" / results)])
         module.main()
@@ -106,11 +102,8 @@ def test_sparse_training(drawn):
     assert all(list(axes.lines[-1].get_ydata()) == [1, 1] and axes.get_ylim()[0] == 0 for axes in figure.axes)
 
 
-def test_budgets(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("budgets", ROOT / "prune/glue/budgets.py")
-    budgets = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(budgets)
-    figures = []
+def test_budgets(load, monkeypatch, tmp_path):
+    budgets, figures = load("prune/glue/budgets.py"), []
     monkeypatch.setattr(budgets, "save", lambda figure, path: figures.append(figure))
     kinds = [("budget", 2.0), ("budget", 1.5), ("even", 1.7), ("mixed", 1.4), ("mixed budget", 1.4)]
     rows = [{"kind": k, "measured": x, "eval": {"f1": 1 - x / 10}, "dense": {"f1": 0.9}} for k, x in kinds]

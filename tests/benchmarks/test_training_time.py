@@ -1,21 +1,15 @@
 """How long recipes train: the run is a shorter one of the same shape, both ways take turns, and hours are those of the whole."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers")
-SCRIPT = Path(__file__).parents[2] / "benchmarks/prune/glue/training_time.py"
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("training_time", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load):
+    return load("prune/glue/training_time.py")
 
 
 def test_lengths_are_scaled_alike(script):

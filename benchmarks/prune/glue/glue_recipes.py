@@ -10,9 +10,9 @@ on with it from the end of its last epoch.
 
     … --minilm all-MiniLM-L6-v2
 
-makes the rows of BERT-mini with all-MiniLM-L6-v2, from the hub or a folder, where BERT-mini is out of reach. It
-has recipes of its own, whose learning rates and schedules were chosen with `trisparse train --holdout_fraction 0.1`,
-never on the validation set that is reported.
+makes the rows of BERT-mini that have a recipe for all-MiniLM-L6-v2 with that encoder, from the hub or a folder, where
+BERT-mini is out of reach. Learning rates and schedules of these recipes were chosen with `trisparse train
+--holdout_fraction 0.1`, never on the validation set that is reported.
 
 As published, the best sparse run of a row is set beside the best dense one, whatever their seeds. Hyper-parameters are
 the recipe's; texts of similar length are batched together, teachers run once on every text, and
@@ -36,6 +36,7 @@ from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import DEFAULTS
 from trisparse.prune.glue.parse import parse_arguments
+from trisparse.prune.glue.recipe import RECIPES
 from trisparse.prune.plot_style import COLOR, WIDTH, pattern_look, save, styled
 
 ENCODERS = {"bert-mini": "BERT-mini", "minilm": "all-MiniLM-L6-v2", "distilbert": "DistilBERT"}
@@ -102,7 +103,7 @@ def make_run(row: str, seed: int, args: argparse.Namespace, until: float) -> dic
     """The dense and the sparse result of one row and seed; None if the budget did not suffice, or no epoch counts."""
     family, task, pattern = re.fullmatch("(.+)-(mrpc|sst2)-(.+)", row).groups()
     start = []
-    if args.minilm is not None and family == "bert-mini":
+    if args.minilm is not None and family == "bert-mini" and (RECIPES / f"minilm-{task}-{pattern}.yaml").exists():
         family, start = "minilm", ["--model_name_or_path", args.minilm]
     common = ["--seed", str(seed), "--group_by_length", "--per_device_eval_batch_size", "32"]
     common += ["--mixed_precision", args.mixed_precision]
