@@ -125,7 +125,8 @@ def masked_adamw(
     """Score units, step their weights by AdamW and write zeros where masks prune: one pass instead of three.
 
     Equal to `score_units`, then `torch.optim.AdamW`, then `apply_masks`, to rounding: kernels compute everything in
-    fp32 and round once. On a CPU moments stay as they were where a line of the cache holds pruned weights alone.
+    fp32 and round once. On a CPU moments stay as they were where a line of the cache holds pruned weights alone, and
+    those below the smallest normal number become zero.
 
     Args:
         weights: unit views, fp32, bf16 or fp16; changed in place.
