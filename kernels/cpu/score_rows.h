@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "simd.h"
@@ -78,10 +79,13 @@ static bool is_finite(const Layer& layer, int64_t threads) {
   return !wrong;
 }
 
-// The score of one unit, from what its weights cost.
+// The score of one unit, from what its weights cost. Scores that fade, as those of pruned units do, end at zero: numbers
+// below the smallest normal one take a hundred times as long, and rounding would keep them.
 static inline Vec updated(Vec old, Vec cost, const How& how) {
   Vec scaled = how.divisor == 1 ? cost : cost / (float)how.divisor;
-  return how.decay == 0 ? scaled : (float)how.decay * old + scaled;
+  if (how.decay == 0) return scaled;
+  Vec next = (float)how.decay * old + scaled;
+  return (next < FLT_MIN) & (next > -FLT_MIN) ? Vec{} : next;
 }
 
 template <int64_t CRITERION, class Value>

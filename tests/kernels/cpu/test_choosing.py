@@ -95,6 +95,24 @@ def test_steps(down, across, block, is_scored, is_masked, bad, seed):
             assert seen[i] == seen_there[i]
 
 
+def test_moments_and_scores_that_fade_end_at_zero():
+    """Not at one of the numbers below the smallest normal one, whose decay rounding ends."""
+    weight, grad = torch.zeros(4, 40), torch.zeros(4, 40)  # some vectors, and a rest
+    first, second, score = torch.full((3, 4, 40), 1.2e-38)
+    first[0, 0], second[0, 0], score[0, 0] = -2e-38, torch.nan, -2e-38
+    rates = torch.tensor([adamw_rates(1e-3, (0.9, 0.9), 1e-8, 0.0, 10)], dtype=torch.float64)
+    seen, mask = torch.zeros(1, dtype=torch.bool), torch.ones(4, 40, dtype=torch.bool)
+    how = "snip_momentum", "mean", 0.9, 1.0
+    assert masked_adamw([weight], [grad], [first], [second], rates, [score], [mask], [(1, 1)], seen, *how) == []
+    assert second[0, 0].isnan()
+    for faded in (first, second, score):
+        assert faded.count_nonzero() == 1
+    for block in ((1, 1), (4, 1), (1, 4)):
+        score = torch.full((4 // block[0], 40 // block[1]), 1.2e-38)
+        assert score_units([score], [grad], [grad], [block], seen, *how) == []
+        assert not score.any(), block
+
+
 def test_moments_of_a_line_that_is_pruned_stay():
     weight, grad, first, second = (
         torch.zeros(4, 40),
