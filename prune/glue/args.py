@@ -28,6 +28,7 @@ CHOICES = {
     "lr_scheduler_type": ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
     "mixed_precision": ("no", "bf16", "fp16"),
     "report_to": tuple(TRACKERS),
+    "pruning_scope": ("global", "local"),
     "sparse_training": ("auto", "on", "off"),
     "compress": ("speed", "memory"),
 }
@@ -160,6 +161,11 @@ class PruningArguments:
         None, "magnitude, gradient, snip, snip_momentum, block_mask, taylor, lamp or random, with _progressive behind "
         "it or not; or pattern_lock, which keeps the zeros there are (default: snip_momentum)", "NAME",
     )  # fmt: skip
+    pruning_scope: str | None = _one_of(
+        "pruning_scope", None, "whether all layers compete, or each meets the target alone (default: global)"
+    )
+    min_sparsity_ratio_per_op: float | None = _arg(None, "least sparsity of each layer (default: 0)")
+    max_sparsity_ratio_per_op: float | None = _arg(None, "greatest sparsity of each layer (default: 0.98)")
     pruning_frequency: int | None = _arg(None, "steps between events (default: -1, a fortieth of the window)")
     sparsity_warm_epochs: float | None = _arg(None, "epochs before pruning starts (default: 0)")
     cooldown_epochs: float | None = _arg(None, "epochs after pruning ends (default: 0)")
@@ -208,7 +214,8 @@ class GlueArguments:
         flags: dict[str, Any] = {"target_sparsity": p.target_sparsity, "pattern": p.pruning_pattern}
         flags |= {"pruning_type": p.pruning_type, "target_speedup": p.target_speedup, "target_flops": p.target_flops}
         flags |= {"target_bytes": int(p.target_bytes) if p.target_bytes and p.target_bytes > 1 else p.target_bytes}
-        flags["tokens"] = p.tokens
+        flags |= {"tokens": p.tokens, "pruning_scope": p.pruning_scope}
+        flags |= {key: getattr(p, key) for key in ("min_sparsity_ratio_per_op", "max_sparsity_ratio_per_op")}
         if p.pruning_frequency not in (None, -1):
             flags["pruning_frequency"] = window.get("pruning_frequency", p.pruning_frequency)
         if p.sparsity_warm_epochs is not None:

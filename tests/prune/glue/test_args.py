@@ -38,6 +38,8 @@ PRUNE = [*BASE, "--do_prune"]
         ([*BASE, "--train_file", "t.txt", "--validation_file", "v.txt"], "--train_file: t.txt is no file"),
         ([*PRUNE, "--pruning_pattern", "2;4"], "pattern: '2;4' is not known .*|pattern: '2;4' is not known"),
         ([*PRUNE, "--pruning_pattern", "2:4", "--target_sparsity", "0.9"], "target_sparsity: 0.9 is out of reach for 2:4"),
+        ([*PRUNE, "--pruning_scope", "all"], "--pruning_scope: 'all' is not one of global, local"),
+        ([*PRUNE, "--max_sparsity_ratio_per_op", "0.5"], "target_sparsity: 0.9 is out of reach with max_sparsity_ratio_per_op 0.5"),
         ([*PRUNE, "--pruning_type", "snp"], "pruning_type: 'snp' is not one of .*did you mean 'snip'"),
         ([*PRUNE, "--pruning_frequency", "0"], "--pruning_frequency: want at least 1, or -1"),
         ([*PRUNE, "--cooldown_epochs", "-1"], "--cooldown_epochs: want at least 0"),
@@ -141,6 +143,16 @@ def test_a_criterion_is_given_by_name(pruning_type):
     args = parse_arguments([*BASE, *RECIPES["4x1"].split(), "--pruning_type", pruning_type])
     (group,) = args.pruning_config({"start_step": 1, "end_step": 9}).groups
     assert group.pruning_type == pruning_type
+
+
+def test_bounds_of_a_layer_are_flags():
+    window = {"start_step": 1, "end_step": 9}
+    flags = "--pruning_scope local --min_sparsity_ratio_per_op 0.2 --max_sparsity_ratio_per_op 0.95".split()
+    (group,) = parse_arguments([*BASE, *RECIPES["4x1"].split(), *flags]).pruning_config(window).groups
+    assert group.pruning_scope == "local"
+    assert (group.min_sparsity_ratio_per_op, group.max_sparsity_ratio_per_op) == (0.2, 0.95)
+    single, blocks = parse_arguments([*BASE, *RECIPES["mixed"].split(), *flags[2:]]).pruning_config(window).groups
+    assert (single.max_sparsity_ratio_per_op, blocks.max_sparsity_ratio_per_op) == (0.95, 0.98), "a file's own go first"
 
 
 @pytest.mark.parametrize(
