@@ -147,7 +147,7 @@ def test_a_criterion_is_given_by_name(pruning_type):
 
 def test_bounds_of_a_layer_are_flags():
     window = {"start_step": 1, "end_step": 9}
-    flags = "--pruning_scope local --min_sparsity_ratio_per_op 0.2 --max_sparsity_ratio_per_op 0.95".split()
+    flags = ["--pruning_scope", "local", "--min_sparsity_ratio_per_op", "0.2", "--max_sparsity_ratio_per_op", "0.95"]
     (group,) = parse_arguments([*BASE, *RECIPES["4x1"].split(), *flags]).pruning_config(window).groups
     assert group.pruning_scope == "local"
     assert (group.min_sparsity_ratio_per_op, group.max_sparsity_ratio_per_op) == (0.2, 0.95)
