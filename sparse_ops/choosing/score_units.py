@@ -136,8 +136,8 @@ def score_units(
 
     With c = |W| (`magnitude`), |G| (`gradient`) or |W * G| (`snip`, `snip_momentum`), and R the
     reduction over the weights of a unit: S <- decay * S + R(c) for `snip_momentum`, S <- R(c) else.
-    A layer with no gradient, or with one that is infinite or NaN somewhere, keeps its scores. On a CPU a running mean that
-    falls below the smallest normal number becomes zero.
+    A layer with no gradient, or with one that is infinite or NaN somewhere, keeps its scores. On a CPU an S that falls
+    below the smallest normal number becomes zero.
     Sources: SNIP, arXiv 1810.02340; its running mean as in neural-compressor's `snip_momentum`.
 
     Args:

@@ -1,4 +1,4 @@
-"""A step of AdamW over weights of which nine in ten are pruned and get no gradient: early, and when their moments faded.
+"""A step of AdamW over weights of which nine in ten are pruned and get no gradient: early, and with faded moments.
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/prune/pruner/bench_faded_moments_cpu.py --out …
 
