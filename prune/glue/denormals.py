@@ -25,4 +25,5 @@ def flushed_denormals() -> Iterator[None]:
 
 def is_flushing() -> bool:
     """Whether this thread writes zeros in place of denormal numbers."""
-    return bool(torch.full((), torch.finfo(torch.float32).tiny) / 2 == 0)
+    smallest = torch.full((), torch.finfo(torch.float32).tiny, dtype=torch.float32, device="cpu")
+    return bool(smallest / 2 == 0)
