@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import itertools
 import json
 import re
 from importlib.util import find_spec
@@ -106,6 +107,9 @@ def test_command_lines_parse(command, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for word in (word for word in words if word.endswith(".csv")):
         (tmp_path / word).touch()
+    for flag, value in itertools.pairwise(words):
+        if flag == "--dataset_dir":
+            (tmp_path / value).mkdir(parents=True)
     if command == "train":
         assert parse_arguments(words).training.output_dir
         return
