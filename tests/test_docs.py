@@ -266,6 +266,13 @@ def test_speeds_of_sparse_training_are_those_of_their_file():
         assert f"| {row['model']} | {row['pattern']} | {row['zeros']} | {row['times']:.2f}x | {aim(row)} |" in page
 
 
+def test_what_faded_moments_cost_is_what_their_file_says():
+    times = {(row["optimizer"], row["moments"]): row["ms"] for row in read("faded_moments_cpu")["rows"]}
+    page = " ".join(TEXTS["training.md"].split())
+    assert f"goes from {times['AdamW', 'early']:.1f} to {times['AdamW', 'faded']:.1f} ms" in page
+    assert f"it stays at {times['AdamW, flushed', 'faded']:.1f} ms" in page
+
+
 def test_what_budgets_came_to_is_what_their_file_says():
     found, page = read("budgets_mrpc_cpu"), TEXTS["configuration.md"]
     for row in found["runs"]:
