@@ -3,7 +3,7 @@
 // A row of units is scored from its weights as they are before the step, and stepped while it is in the first-level cache.
 // Of a line of the cache whose units are all pruned nothing but the weight is touched: it is zero, and its moments stay.
 // Moments too small for a normal float become zero: those of other pruned weights fade, and arithmetic on what they would
-// end as is some hundred times as slow.
+// end as takes many times as long.
 #include "score_rows.h"
 
 // `_Layer` of masked_adamw.py: a layer to score, its moments, mask and rates.

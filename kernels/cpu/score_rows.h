@@ -80,7 +80,7 @@ static bool is_finite(const Layer& layer, int64_t threads) {
 }
 
 // The score of one unit, from what its weights cost. Scores that fade, as those of pruned units do, end at zero: numbers
-// below the smallest normal one take a hundred times as long, and rounding would keep them.
+// below the smallest normal one take many times as long, and rounding would keep them.
 static inline Vec updated(Vec old, Vec cost, const How& how) {
   Vec scaled = how.divisor == 1 ? cost : cost / (float)how.divisor;
   if (how.decay == 0) return scaled;

@@ -1,4 +1,4 @@
-"""Numbers smaller than a float normally holds, over which a CPU takes some hundred times as long."""
+"""Numbers smaller than a float normally holds, over which a CPU takes many times as long."""
 
 from __future__ import annotations
 
