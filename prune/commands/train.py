@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.parse import make_parser as make_parser
@@ -14,6 +16,11 @@ _GO_ON = "if an epoch had ended, --resume_from_checkpoint with the output_dir go
 _LOST = "gloo/transport.*(Connection|Broken pipe|Socket closed)|remote process exited"
 
 
+def _is_own_process() -> bool:
+    """Whether a console script started Python, and not a program that calls it."""
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").stem in ("trisparse", "trisparse-glue")
+
+
 def main(argv: Sequence[str], prog: str) -> int:
     """Make one run.
 
@@ -21,6 +28,11 @@ def main(argv: Sequence[str], prog: str) -> int:
         PruningError: what the user can mend, or another process that has ended.
     """
     args = parse_arguments(argv, prog)
+    if _is_own_process():  # whose arithmetic is the run's alone
+        import torch
+
+        # moments of weights without gradient fade to numbers over which a CPU takes many times as long
+        torch.set_flush_denormal(True)
     try:
         from trisparse.prune.glue.train import run
 

@@ -27,14 +27,12 @@ def run(args: GlueArguments) -> dict[str, Any]:
     Raises:
         PruningError: whatever the user can mend.
     """
-    from trisparse.prune.glue.denormals import flushed_denormals
     from trisparse.prune.glue.finish import finish
     from trisparse.prune.glue.setup import set_up
 
-    with flushed_denormals():  # from before the first product, which starts the threads of the CPU
-        setup = set_up(args)
-        progress, teacher_eval = train(setup)
-        return finish(setup, progress, teacher_eval)
+    setup = set_up(args)
+    progress, teacher_eval = train(setup)
+    return finish(setup, progress, teacher_eval)
 
 
 def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:

@@ -18,7 +18,6 @@ import torch
 
 from trisparse.kernels.cache import extensions, processor
 from trisparse.prune.files import atomic_write
-from trisparse.prune.glue.denormals import flushed_denormals
 from trisparse.prune.text_table import aligned
 from trisparse.sparse_ops import Plan, adamw_rates, masked_adamw
 
@@ -77,8 +76,9 @@ def steps(shapes: list[tuple[int, int]], masks: list[torch.Tensor], value: float
     seen, plan = torch.zeros(len(shapes), dtype=torch.bool), Plan()
 
     def flushed() -> None:
-        with flushed_denormals():
-            optimizer.step()
+        torch.set_flush_denormal(True)
+        optimizer.step()
+        torch.set_flush_denormal(False)
 
     def masked() -> None:
         masked_adamw(*ours, rates, scores, masks, [BLOCK] * len(shapes), seen, plan=plan)

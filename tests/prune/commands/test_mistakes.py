@@ -27,7 +27,7 @@ MISTAKES = [
     ([*TRAIN, "--learning_rate", "fast"], "--learning_rate: want a number, got 'fast'"),
     ([*TRAIN, "--seed", "1.5"], "--seed: want a whole number, got '1.5'"),
     ([*TRAIN, "--max_length"], "--max_length: its value is missing"),
-    ([*TRAIN, "--max", "3"], "ambiguous option: --max could match --max_length, --max_train_steps"),
+    ([*TRAIN, "--max", "3"], "ambiguous option: --max could match --max_length, --max_train_steps, --max_sparsity_ratio_per_op"),
     (
         [*TRAIN, "--lr_scheduler_type", "const"],
         "--lr_scheduler_type: 'const' is not one of linear, cosine, cosine_with_restarts, polynomial, constant, "
