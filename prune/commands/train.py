@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.parse import make_parser as make_parser
@@ -16,9 +15,9 @@ _GO_ON = "if an epoch had ended, --resume_from_checkpoint with the output_dir go
 _LOST = "gloo/transport.*(Connection|Broken pipe|Socket closed)|remote process exited"
 
 
-def _is_own_process() -> bool:
-    """Whether a console script started Python, and not a program that calls it."""
-    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").stem in ("trisparse", "trisparse-glue")
+def _is_own_process(argv: Sequence[str]) -> bool:
+    """Whether these are the words that Python was started with, and not those of a program that calls the command."""
+    return bool(argv) and list(argv) == sys.argv[-len(argv) :]
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -28,7 +27,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         PruningError: what the user can mend, or another process that has ended.
     """
     args = parse_arguments(argv, prog)
-    if _is_own_process():  # whose arithmetic is the run's alone
+    if _is_own_process(argv):  # whose arithmetic is the run's alone; threads started from here on keep the switch
         import torch
 
         # moments of weights without gradient fade to numbers over which a CPU takes many times as long

@@ -1,8 +1,5 @@
 """`trisparse train` as a process of its own, and called from another program."""
 
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -13,10 +10,20 @@ from trisparse.prune.glue import train
 WORDS = ["--model_name_or_path", "m", "--task_name", "mrpc", "--output_dir", "o"]
 
 
-@pytest.mark.parametrize(("script", "flushes"), [("/bin/trisparse", [True]), ("/bin/program.py", []), (None, [])])
-def test_only_a_process_of_its_own_flushes_denormal_numbers(monkeypatch, script, flushes):
+STARTED = {
+    "trisparse": (["/bin/trisparse", "train", *WORDS], [True]),
+    "trisparse-glue": (["/bin/trisparse-glue", *WORDS], [True]),
+    "a run of a sweep": (["-c", *WORDS], [True]),
+    "a program": (["program.py", "o"], []),
+    "a notebook": ([""], []),
+}
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_only_a_process_of_its_own_flushes_denormal_numbers(monkeypatch, name):
+    words, flushes = STARTED[name]
     asked = []
-    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=script))
+    monkeypatch.setattr("sys.argv", words)
     monkeypatch.setattr(torch, "set_flush_denormal", asked.append)
     monkeypatch.setattr(train, "run", lambda args: None)
     assert main(["train", *WORDS]) == 0
