@@ -30,15 +30,16 @@ SPARSE = {"sparsity": {"matmul_gemm_conv": 0.4931}, "pattern_verified": True, "c
 def run(row, seed, dense, sparse):
     task = "mrpc" if "-mrpc-" in row else "sst2"
     kinds = {"dense": result(task, dense), "sparse": result(task, sparse, **SPARSE)}
-    return {"row": row, "seed": seed, "encoder": "e", **kinds}
+    flags = {"dense": {"num_train_epochs": 5.0, "seed": seed}, "sparse": {}}
+    return {"row": row, "seed": seed, "encoder": "e", "arguments": flags, **kinds}
 
 
 def test_a_run_that_was_cut_short_meets_nothing(recipes):
     short = run("bert-mini-mrpc-4x1", 1, 1.0, 1.0)
-    assert recipes.summary(short["row"], [short])["verdict"] == "met"
+    assert recipes.summary(short["row"], [short], [short])["verdict"] == "met"
     for key in ("complete", "pattern_verified"):
         broken = short | {"sparse": short["sparse"] | {key: False}}
-        assert recipes.summary(short["row"], [short, broken])["verdict"] == "not complete"
+        assert recipes.summary(short["row"], [short, broken], [short, broken])["verdict"] == "not complete"
 
 
 @pytest.mark.parametrize(
@@ -52,17 +53,29 @@ def test_a_run_that_was_cut_short_meets_nothing(recipes):
     ],
 )
 def test_verdicts(recipes, row, sparse, verdict):
-    assert recipes.summary(row, [run(row, 1, 1.0, sparse)])["verdict"] == verdict
+    some = [run(row, 1, 1.0, sparse)]
+    assert recipes.summary(row, some, some)["verdict"] == verdict
 
 
 def test_best_is_compared_with_best_over_seeds(recipes):
     runs = [run("bert-mini-sst2-4x1", 1, 0.8, 0.79), run("bert-mini-sst2-4x1", 2, 0.7, 0.8)]
-    assert recipes.summary("bert-mini-sst2-4x1", runs)["drop"] == 0.0
+    assert recipes.summary("bert-mini-sst2-4x1", runs, runs)["drop"] == 0.0
     table = recipes.table(runs)
     assert (
         "| bert-mini-sst2-4x1 | e | 0.4931 | 0.8000 (0.7500 +- 0.0707) | 0.8000 (0.7950 +- 0.0071) | +0.00% |" in table
     )
     assert table.count("not run") == len(recipes.PUBLISHED) - 1
+
+
+def test_a_row_of_one_seed_is_compared_with_dense_models_of_all_seeds_that_were_trained_alike(recipes):
+    first, better = run("bert-mini-mrpc-2-4", 1, 0.8, 0.8), run("bert-mini-mrpc-4x1", 2, 0.9, 0.8)
+    again = run("bert-mini-mrpc-4x1", 1, 0.8, 0.8)
+    found = recipes.summary(first["row"], [first], [first, better, again])
+    assert sorted(found["dense"]) == [0.8, 0.9], "each seed once"
+    assert found["drop"] == pytest.approx(0.8 / 0.9 - 1)
+    halves = better["arguments"] | {"dense": better["arguments"]["dense"] | {"mixed_precision": "bf16"}}
+    others = [better | {"arguments": halves}, better | {"encoder": "f"}, run("bert-mini-sst2-4x1", 3, 0.9, 0.8)]
+    assert recipes.summary(first["row"], [first], [first, *others])["dense"] == [0.8]
 
 
 def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, monkeypatch, capsys):

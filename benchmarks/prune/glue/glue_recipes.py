@@ -14,7 +14,8 @@ makes the rows of BERT-mini that have a recipe for all-MiniLM-L6-v2 with that en
 BERT-mini is out of reach. Learning rates and schedules of these recipes were chosen with `trisparse train
 --holdout_fraction 0.1`, never on the validation set that is reported.
 
-As published, the best sparse run of a row is set beside the best dense one, whatever their seeds. Hyper-parameters are
+As published, the best sparse run of a row is set beside the best dense one, whatever their seeds, of all that were
+trained alike for any row: a row of one seed does not choose its own rival. Hyper-parameters are
 the recipe's; texts of similar length are batched together, teachers run once on every text, and
 --mixed_precision is as given. Writes the JSON, a table, and a picture beside it.
 """
@@ -175,23 +176,38 @@ def felt_flags(results: dict) -> dict:
     return {k: v for k, v in arguments.items() if k in plain and v != plain[k] and k not in _FREE}
 
 
-def summary(row: str, runs: list[dict]) -> dict:
-    """Over the seeds of a row: values, dense and sparse, the drop of the best, and whether the goal is met."""
+def summary(row: str, some: list[dict], runs: list[dict]) -> dict:
+    """Over the seeds of a row: values, dense and sparse, the drop of the best, and whether the goal is met.
+
+    Args:
+        row: its name.
+        some: its runs.
+        runs: those of all rows, whose dense models count where they were trained alike.
+    """
     metric = metric_of(row)
-    dense, sparse = ([run[kind]["best_eval"][metric] for run in runs] for kind in ("dense", "sparse"))
+    alike = {dense_kind(run) for run in some}
+    models = {(dense_kind(run), run["seed"]): run["dense"] for run in runs if dense_kind(run) in alike}
+    dense = [model["best_eval"][metric] for model in models.values()]
+    sparse = [run["sparse"]["best_eval"][metric] for run in some]
     drop = max(sparse) / max(dense) - 1
     published = PUBLISHED[row]
     goal = None if published is None else published[1] / published[0] - 1
     allowed = None if goal is None else (WORST if goal > 0 else goal)
-    is_whole = all(run["sparse"]["complete"] and run["sparse"]["pattern_verified"] for run in runs)
+    is_whole = all(run["sparse"]["complete"] and run["sparse"]["pattern_verified"] for run in some)
     verdict = "no goal" if allowed is None else "met" if drop >= allowed else "missed"
     return {
         "dense": dense,
         "sparse": sparse,
-        "ratio": min(run["sparse"]["sparsity"]["matmul_gemm_conv"] for run in runs),
+        "ratio": min(run["sparse"]["sparsity"]["matmul_gemm_conv"] for run in some),
         "drop": drop,
         "verdict": verdict if is_whole else "not complete",
     }
+
+
+def dense_kind(run: dict) -> tuple[str, str, str]:
+    """What dense models have in common that differ by their seeds alone."""
+    flags = {key: value for key, value in run["arguments"]["dense"].items() if key != "seed"}
+    return run["encoder"], metric_of(run["row"]), json.dumps(flags, sort_keys=True)
 
 
 def metric_of(row: str) -> str:
@@ -215,7 +231,7 @@ def table(runs: list[dict]) -> str:
             lines.append([row, "-", "-", "-", "-", "-", said, "-", "not run"])
         for encoder, some in made:
             if some:
-                s = summary(row, some)
+                s = summary(row, some, runs)
                 how_much = f"{len(some)}, {some[0]['sparse']['epochs']:g}"
                 values = [f"{s['ratio']:.4f}", spread(s["dense"]), spread(s["sparse"]), f"{s['drop']:+.2%}"]
                 lines.append([row, encoder, *values, said, how_much, s["verdict"]])
