@@ -31,7 +31,7 @@ def run(row, seed, dense, sparse):
     task = "mrpc" if "-mrpc-" in row else "sst2"
     kinds = {"dense": result(task, dense), "sparse": result(task, sparse, **SPARSE)}
     flags = {"dense": {"num_train_epochs": 5.0, "seed": seed}, "sparse": {}}
-    return {"row": row, "seed": seed, "encoder": "e", "arguments": flags, **kinds}
+    return {"row": row, "seed": seed, "encoder": "e", "machine": {"processor": "p"}, "arguments": flags, **kinds}
 
 
 def test_a_run_that_was_cut_short_meets_nothing(recipes):
@@ -75,6 +75,7 @@ def test_a_row_of_one_seed_is_compared_with_dense_models_of_all_seeds_that_were_
     assert found["drop"] == pytest.approx(0.8 / 0.9 - 1)
     halves = better["arguments"] | {"dense": better["arguments"]["dense"] | {"mixed_precision": "bf16"}}
     others = [better | {"arguments": halves}, better | {"encoder": "f"}, run("bert-mini-sst2-4x1", 3, 0.9, 0.8)]
+    others.append(better | {"machine": {"processor": "q"}})
     assert recipes.summary(first["row"], [first], [first, *others])["dense"] == [0.8]
 
 

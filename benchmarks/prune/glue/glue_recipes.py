@@ -15,9 +15,9 @@ BERT-mini is out of reach. Learning rates and schedules of these recipes were ch
 --holdout_fraction 0.1`, never on the validation set that is reported.
 
 As published, the best sparse run of a row is set beside the best dense one, whatever their seeds, of all that were
-trained alike for any row: a row of one seed does not choose its own rival. Hyper-parameters are
-the recipe's; texts of similar length are batched together, teachers run once on every text, and
---mixed_precision is as given. Writes the JSON, a table, and a picture beside it.
+trained alike for any row, on the same kind of processor, on which the same seed gives the same model: a row of one seed
+does not choose its own rival. Hyper-parameters are the recipe's; texts of similar length are batched together, teachers
+run once on every text, and --mixed_precision is as given. Writes the JSON, a table, and a picture beside it.
 """
 
 import argparse
@@ -204,10 +204,10 @@ def summary(row: str, some: list[dict], runs: list[dict]) -> dict:
     }
 
 
-def dense_kind(run: dict) -> tuple[str, str, str]:
+def dense_kind(run: dict) -> tuple[str, ...]:
     """What dense models have in common that differ by their seeds alone."""
     flags = {key: value for key, value in run["arguments"]["dense"].items() if key != "seed"}
-    return run["encoder"], metric_of(run["row"]), json.dumps(flags, sort_keys=True)
+    return run["encoder"], metric_of(run["row"]), run["machine"]["processor"], json.dumps(flags, sort_keys=True)
 
 
 def metric_of(row: str) -> str:
