@@ -153,6 +153,17 @@ class SharedBudget:
         return f"{self.budget}: {cost:.3f} of the multiplications of linear layers are left"
 
 
+def shared_budgets(
+    model: nn.Module, groups: Sequence[PrunedGroup], replicas: Any, example: Any, is_measured: bool
+) -> list[SharedBudget]:
+    """Every budget that groups name, once; the rest as in `SharedBudget`."""
+    budgets = dict.fromkeys(group.config.budget for group in groups if group.config.budget is not None)
+    return [
+        SharedBudget(model, budget, [g for g in groups if g.config.budget == budget], replicas, example, is_measured)
+        for budget in budgets
+    ]
+
+
 def _rising(cost: Tensor, mask: Tensor, together: bool) -> np.ndarray:
     """Scores of kept units, the lowest first; of units that gain together alone their mean for each."""
     kept = cost[mask].float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)

@@ -16,11 +16,12 @@ from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.find_layers import find_layers
 from trisparse.prune.layers.layer import Layer
 from trisparse.prune.layers.model_copy import mask_copy
-from trisparse.prune.layers.shards import Exchange, data_parallel_group, reshard, spread_like
+from trisparse.prune.layers.shards import Exchange, data_parallel_group, reshard
 from trisparse.prune.pruner.attach import Attachment
-from trisparse.prune.pruner.budget import SharedBudget
+from trisparse.prune.pruner.budget import shared_budgets
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
+from trisparse.prune.pruner.layer_masks import layer_masks, pruned_weights
 from trisparse.prune.pruner.mask_hash import mask_hash
 from trisparse.prune.pruner.pruner_state import VERSION, checked_state, saved_layer
 from trisparse.prune.pruner.report import SparsityReport, make_report
@@ -91,17 +92,7 @@ class Pruner:
         self._watch = ZeroWatch(self.groups)
         self._holds = False  # whether the weights have been masked, and should be zero since
         self._sparse = SparseTraining(model, self.groups, sparse_training)
-        self.budgets = [
-            SharedBudget(
-                model,
-                budget,
-                [g for g in self.groups if g.config.budget == budget],
-                self._replicas.group,
-                example,
-                measure,
-            )
-            for budget in dict.fromkeys(group.budget for group in config.groups if group.budget is not None)
-        ]
+        self.budgets = shared_budgets(model, self.groups, self._replicas.group, example, measure)
 
     @property
     def layers(self) -> list[Layer]:
@@ -280,17 +271,7 @@ class Pruner:
     def masks(self) -> dict[str, Tensor]:
         """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""
         self._check_weights()
-        found = {}
-        for group in self.groups:
-            masks, blocks = group.masks(self.step_count)
-            for layer, mask, (n, m) in zip(group.layers, masks, blocks, strict=True):
-                full = torch.empty(layer.values.shape, dtype=torch.bool, device=mask.device)
-                view = layer.unit_view(full)
-                rows, cols = mask.shape
-                wide = mask[:, None, :, None].expand(rows, n, cols, m).reshape(view.shape)
-                view.copy_(wide)
-                found[layer.name] = spread_like(full, layer.weight)
-        return found
+        return layer_masks(self.groups, self.step_count)
 
     @property
     def sparse_layers(self) -> list[str]:
@@ -308,12 +289,7 @@ class Pruner:
 
     def pruned_weights(self) -> dict[str, int]:
         """Name of each layer -> how many of its weights the masks prune; waits for the device once a group."""
-        pruned: dict[str, int] = {}
-        for group in self.groups:
-            masks, blocks = group.masks(self.step_count)
-            kept = torch.stack([mask.sum() for mask in masks]).tolist()
-            mine = [(mask.numel() - count) * n * m for mask, count, (n, m) in zip(masks, kept, blocks, strict=True)]
-            pruned |= dict(zip([layer.name for layer in group.layers], group.weights.exchange.sum(mine), strict=True))
+        pruned = pruned_weights(self.groups, self.step_count)
         self._watch.check(self._stepped_by)
         return pruned
 
