@@ -122,17 +122,9 @@ def test_flags_and_keys_exist():
     pytest.importorskip("transformers")
     from trisparse.prune.config.group import KEYS
 
-    flags = {
-        "record",
-        "models",
-        "logdir",
-        "nproc_per_node",
-        "out",
-        "minilm",
-        "rows",
-        "seeds",
-        "epochs",
-    }  # of other programs
+    flags = {  # of other programs
+        "record", "models", "logdir", "nproc_per_node", "out", "minilm", "rows", "seeds", "epochs", "runs", "compressed",
+    }  # fmt: skip
     for command, (module, _) in COMMANDS.items():
         flags |= {flag.lstrip("-") for flag in importlib.import_module(module).make_parser(command).flags()}
     for name, text in TEXTS.items():
