@@ -94,11 +94,21 @@ struct Vectors {
     auto add = [&](Vec(&to)[HEIGHT][VECTORS], int64_t column, const float* value) __attribute__((always_inline)) {
       const float* x = (const float*)(zero + column * m * (WIDTH * sizeof(float)));
       for (int64_t c = 0; c < m; c++, x += WIDTH, value++) {
+        if constexpr (HEIGHT <= VECTORS) {  // beside the sums, registers hold whichever are fewer, values or tokens
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) {
-          Vec tokens = load<Vec>(x + v * LANES);
+          for (int v = 0; v < VECTORS; v++) {
+            Vec tokens = load<Vec>(x + v * LANES);
 #pragma GCC unroll 4
-          for (int h = 0; h < HEIGHT; h++) to[h][v] += value[h * m] * tokens;
+            for (int h = 0; h < HEIGHT; h++) to[h][v] += value[h * m] * tokens;
+          }
+        } else {
+          Vec tokens[VECTORS];
+#pragma GCC unroll 8
+          for (int v = 0; v < VECTORS; v++) tokens[v] = load<Vec>(x + v * LANES);
+#pragma GCC unroll 4
+          for (int h = 0; h < HEIGHT; h++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) to[h][v] += value[h * m] * tokens[v];
         }
       }
     };
