@@ -43,7 +43,8 @@ template <int HEIGHT, int TOKENS, class Value>
 static inline void sum_rows(
     const Value* x, const Matrix& w, int64_t first, int64_t last, int64_t row, float (&out)[TOKENS][HEIGHT]) {
   using Rows = Column<HEIGHT>;
-  constexpr int CHAINS = (HEIGHT == 1 ? 8 : 16) / (TOKENS == 3 ? 2 : TOKENS);  // for speed, and shorter sums round less
+  // for speed, and shorter sums round less
+  constexpr int CHAINS = (HEIGHT == 1 || REGISTERS == 16 ? 8 : 16) / (TOKENS == 3 ? 2 : TOKENS);
   typename Rows::Floats acc[CHAINS][TOKENS] = {};
   const Value* v = static_cast<const Value*>(w.values) + row * w.m;
   auto add = [&](int chain, typename Rows::Floats values, int64_t k) __attribute__((always_inline)) {

@@ -48,6 +48,10 @@ static void multiply_tiles(
       for (int64_t g = from; g < to; g += w.block) {
         int64_t last = std::min(g + w.block, to), size = w.height * width;
         float* at = is_whole ? sums : sums + (g - from) * size;
+        if (end >= cols && !is_past)  // their lines of the cache are fetched while sums are made
+          for (int64_t t = token; t < token + count; t++)
+            for (int64_t row = g * w.height; row < std::min(last * w.height, w.rows); row += 64 / sizeof(Value))
+              __builtin_prefetch(y + t * w.rows + row, 1);
         for (int64_t k = begin; k < end; k += span)
           with_vectors<Weight::most>(width / LANES, [&](auto vectors) {
             const float* columns = tile + (k - begin) * width;
