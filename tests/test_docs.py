@@ -239,6 +239,18 @@ def test_speeds_of_products_without_avx512_are_those_of_their_file():
         assert said in TEXTS["operators.md"]
 
 
+def test_speeds_of_a_model_without_avx512_are_those_of_their_file():
+    rows, page = read("cpu_model_avx2")["rows"], " ".join(TEXTS["operators.md"].split())
+
+    def times(name):
+        return [f"{row['models'][name]['times']:.2f}" for row in rows]
+
+    assert f"packed models are {' and '.join(times('packed'))} times as fast as dense, ONNX Runtime" in page
+    assert f"ONNX Runtime {' and '.join(times('onnxruntime'))}, OpenVINO {' and '.join(times('openvino'))}" in page
+    one, eight = times("packed")
+    assert f"| {one} times with one text, {eight} times with eight |" in TEXTS["README.md"]
+
+
 def test_speeds_of_a_model_on_a_cpu_are_those_of_their_file():
     for row in read("cpu_model")["rows"]:
         for name, found in row["models"].items():
