@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__) || defined(SIXTEEN_LANES)  // of which tests make do with narrower registers
+#if defined(__AVX512F__) || defined(SIXTEEN_LANES)  // tests make such vectors of narrower ones
 constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX2__)
 constexpr int LANES = 8, REGISTERS = 16;

@@ -1,4 +1,4 @@
-"""Sums that are made in a loop stay in registers: one that waits in memory costs the product half its speed."""
+"""Sums that are made in a loop stay in registers: one that waits in memory costs a product a third of its speed."""
 
 import re
 import subprocess
