@@ -43,7 +43,7 @@ template <int HEIGHT, int TOKENS, class Value>
 static inline void sum_rows(
     const Value* x, const Matrix& w, int64_t first, int64_t last, int64_t row, float (&out)[TOKENS][HEIGHT]) {
   using Rows = Column<HEIGHT>;
-  // for speed, and shorter sums round less
+  // as many as registers hold, so that none waits for another; shorter sums round less, too
   constexpr int CHAINS = (HEIGHT == 1 || REGISTERS == 16 ? 8 : 16) / (TOKENS == 3 ? 2 : TOKENS);
   typename Rows::Floats acc[CHAINS][TOKENS] = {};
   const Value* v = static_cast<const Value*>(w.values) + row * w.m;
