@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t FIRST_CACHE = 36 << 10;  // bytes of results that are made together
 
-constexpr int most_vectors(int height) { return (REGISTERS == 32 ? 16 : 8) / height; }
+// Vectors of tokens, so that rows, sums and a value fit into the registers: 12, 3 and 1 of sixteen.
+constexpr int most_vectors(int height) { return (REGISTERS == 32 ? 16 : height == 4 ? 12 : 8) / height; }
 
 template <int HEIGHT, bool IS_BLOCK>
 struct Rows {
@@ -43,16 +44,17 @@ struct Rows {
         for (at = first; at < last && (uint32_t)*at < limit; at++, value += size - m) {
           float* to = (float*)(zero + *at * m * (WIDTH * sizeof(float)));
           for (int64_t j = 0; j < m; j++, to += WIDTH, value++) {
-            Vec factor[HEIGHT];  // before the first store, which might change what it is read from for all gcc knows
-#pragma GCC unroll 4
-            for (int h = 0; h < HEIGHT; h++) factor[h] = all(value[h * m]);
+            Vec sums[VECTORS];  // all of them, before the first store: it might change a value for all gcc knows
 #pragma GCC unroll 16
-            for (int v = 0; v < VECTORS; v++) {
-              Vec sum = load<Vec>(to + v * LANES);
+            for (int v = 0; v < VECTORS; v++) sums[v] = load<Vec>(to + v * LANES);
 #pragma GCC unroll 4
-              for (int h = 0; h < HEIGHT; h++) sum += factor[h] * rows[h][v];
-              store(to + v * LANES, sum);
+            for (int h = 0; h < HEIGHT; h++) {
+              Vec factor = all(value[h * m]);
+#pragma GCC unroll 16
+              for (int v = 0; v < VECTORS; v++) sums[v] += factor * rows[h][v];
             }
+#pragma GCC unroll 16
+            for (int v = 0; v < VECTORS; v++) store(to + v * LANES, sums[v]);
           }
         }
       }

@@ -27,13 +27,13 @@ def innermost_loops(assembly):
                 labels = {}  # a jump further back has this loop in it
 
 
-@pytest.mark.parametrize("source", ["spmm", "spmm_t"])
-def test_no_sum_waits_in_memory_where_there_are_sixteen_registers(source):
+@pytest.mark.parametrize(("source", "struct"), [("spmm", "Vectors"), ("spmm_t", "Rows"), ("sddmm", "Sums")])
+def test_no_sum_waits_in_memory_where_there_are_sixteen_registers(source, struct):
     command = [*build.FLAGS, "-march=haswell", "-S", "-o", "-", str(build.SOURCES / f"{source}.cpp")]
     assembly = subprocess.run(["c++", *command], check=True, capture_output=True, text=True).stdout
-    loops = [(name, body) for name, body in innermost_loops(assembly) if "3addILi" in name]
+    loops = [(name, body) for name, body in innermost_loops(assembly) if re.search(rf"\d{struct}I.*3add", name)]
     loops = [(name, body) for name, body in loops if sum("vfm" in line for line in body) > 1]
-    assert len(loops) > 5
+    assert len(loops) > 2
     for name, body in loops:
         on_stack = [line for line in body if re.search(r"\(%r[sb]p\)", line) and re.search(r"%[xyz]mm", line)]
         assert not on_stack, f"{name}: {on_stack}"
