@@ -27,8 +27,8 @@ static void with_vectors(int64_t vectors, Run run) {
 }
 
 // Whether so many bytes of outputs are more than a cache keeps until they are read; stores of half a line of the cache pay
-// later.
-constexpr bool goes_past(int64_t bytes) { return bytes > (LANES == 16 ? 2 << 20 : 4 << 20); }
+// later still.
+constexpr bool goes_past(int64_t bytes) { return bytes > (LANES == 16 ? 2 << 20 : 32 << 20); }
 
 // Columns [k, end) of tokens [first, first + count) of x [tokens, cols] as tile [end - k, width]; zero where x has none.
 // A row of tokens at a time: the pages of more than sixteen of them are too many for the processor to look up.
