@@ -140,7 +140,7 @@ def read(name):
 def test_costs_of_pruning_are_those_of_their_file():
     for row in read("prune_step_cpu")["rows"]:
         for key in ("plain_ms", "ordinary_ms", "event_ms", "predecessor_ms", "predecessor_event_ms"):
-            assert f"{row[key]:.1f}" in TEXTS["operators.md"], (row, key)
+            assert f"{row[key]:.1f}" in TEXTS["speed.md"], (row, key)
 
 
 def test_instructions_are_those_recorded():
@@ -158,7 +158,7 @@ def test_instructions_are_those_recorded():
 
 
 def test_what_was_promised_of_a_gpu_is_what_was_measured():
-    page = TEXTS["operators.md"].split("## On a GPU")[1]
+    page = TEXTS["speed.md"].split("## On a GPU")[1]
     promised = table(RESULTS / "NVIDIA-H200")[1:]
     for op, want, worst, verdict in re.findall(
         r"^\| (`\w+`|a compressed).* \| ([\d.]+) \| ([\d.]+) .*\| (met|missed) \|$", page, re.MULTILINE
@@ -169,7 +169,7 @@ def test_what_was_promised_of_a_gpu_is_what_was_measured():
 
 
 def test_gains_of_products_on_a_gpu_are_those_of_their_file():
-    page, times = TEXTS["operators.md"].split("## On a GPU")[1], {}
+    page, times = TEXTS["speed.md"].split("## On a GPU")[1], {}
     for row in read("NVIDIA-H200/mm_24")["rows"]:
         times.setdefault((row["op"], row["model"].split(" ", 1)[1]), {})[row["what"]] = row["median_ms"]
     lines = re.findall(r"^\| (\d+x\d+) \|(.*) \|$", page, re.MULTILINE)
@@ -228,7 +228,7 @@ def product_row(row):
 
 def test_speeds_of_products_on_a_cpu_are_those_of_their_file():
     for row in read("cpu_products")["means"]:
-        assert product_row(row) in TEXTS["operators.md"]
+        assert product_row(row) in TEXTS["speed.md"]
 
 
 def test_speeds_of_products_without_avx512_are_those_of_their_file():
@@ -236,11 +236,11 @@ def test_speeds_of_products_without_avx512_are_those_of_their_file():
     for one, many in zip(means[::2], means[1::2], strict=True):
         times = " | ".join(f"{row['times']:.2f}x ({row['cold']:.2f}x)" for row in (one, many))
         said = f"| {many['pattern']} | {many['zeros']} | {times} | {many['share_of_peak']:.0%} |"
-        assert said in TEXTS["operators.md"]
+        assert said in TEXTS["speed.md"]
 
 
 def test_speeds_of_a_model_without_avx512_are_those_of_their_file():
-    rows, page = read("cpu_model_avx2")["rows"], " ".join(TEXTS["operators.md"].split())
+    rows, page = read("cpu_model_avx2")["rows"], " ".join(TEXTS["speed.md"].split())
 
     def times(name):
         return [f"{row['models'][name]['times']:.2f}" for row in rows]
@@ -254,7 +254,7 @@ def test_speeds_of_a_model_without_avx512_are_those_of_their_file():
 def test_speeds_of_a_model_on_a_cpu_are_those_of_their_file():
     for row in read("cpu_model")["rows"]:
         for name, found in row["models"].items():
-            assert f"| {row['texts']} | {name} | {found['ms']:.1f} | {found['times']:.2f}x |" in TEXTS["operators.md"]
+            assert f"| {row['texts']} | {name} | {found['ms']:.1f} | {found['times']:.2f}x |" in TEXTS["speed.md"]
         assert f"{row['models']['packed']['times']:.2f} times" in TEXTS["README.md"]
     peers = (read("cpu_model")["rows"][0]["models"][name]["times"] for name in ("onnxruntime", "openvino"))
     assert " and ".join(f"{times:.2f}" for times in peers) in TEXTS["README.md"]
@@ -273,7 +273,7 @@ def test_speeds_of_sparse_training_are_those_of_their_file():
             assert f"| {row['times']:.2f} times |" in TEXTS["README.md"]
     for row in found["optimizers"]:
         said = f"{row['masked_ms']:.1f} against {row['fused_ms']:.1f} ms with {row['pattern']} at {row['zeros']}"
-        assert said in " ".join(TEXTS["operators.md"].split())
+        assert said in " ".join(TEXTS["speed.md"].split())
     for row in found["steps"]:
         assert f"| {row['model']} | {row['pattern']} | {row['zeros']} | {row['times']:.2f}x | {aim(row)} |" in page
 
