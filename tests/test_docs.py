@@ -278,6 +278,20 @@ def test_speeds_of_sparse_training_are_those_of_their_file():
         assert f"| {row['model']} | {row['pattern']} | {row['zeros']} | {row['times']:.2f}x | {aim(row)} |" in page
 
 
+def test_speeds_of_sparse_training_without_avx512_are_those_of_their_file():
+    found, page = read("sparse_training_avx2"), TEXTS["training.md"]
+    for row in found["layers"]:
+        times = " | ".join(f"{times:.2f}x" for times in (*row["parts"].values(), row["times"]))
+        assert f"| {row['pattern']} | {row['zeros']} | {times} |\n" in page
+        if (row["pattern"], row["zeros"]) == ("4x1", 0.9):
+            assert f"| {row['times']:.2f} times |" in TEXTS["README.md"]
+    small, large = (
+        [row for row in found["steps"] if row["model"] == name] for name in ("MiniLM-L6", "BERT-base, 4 layers")
+    )
+    for one, other in zip(small, large, strict=True):
+        assert f"| {one['pattern']} | {one['zeros']} | {one['times']:.2f}x | {other['times']:.2f}x |\n" in page
+
+
 def test_what_faded_moments_cost_is_what_their_file_says():
     times = {(row["optimizer"], row["moments"]): row["ms"] for row in read("faded_moments_cpu")["rows"]}
     page = " ".join(TEXTS["training.md"].split())

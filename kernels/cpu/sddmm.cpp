@@ -6,7 +6,7 @@ namespace {
 
 template <int HEIGHT, bool IS_BLOCK, class Value>
 void product(const Value* grad, const Value* x, const Matrix& w, Value* values, int64_t tokens, int64_t threads) {
-  if constexpr (REGISTERS == 16 && HEIGHT > 1)  // too few for gradients of many tokens
+  if constexpr (REGISTERS == 16 && HEIGHT > 1)  // too few for gradients of many tokens; with 32 sums were not timed
     by_sums<HEIGHT, IS_BLOCK>(grad, x, w, values, tokens, threads);
   else
     by_grads<HEIGHT, IS_BLOCK>(grad, x, w, values, tokens, threads);
