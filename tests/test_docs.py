@@ -285,6 +285,9 @@ def test_speeds_of_sparse_training_without_avx512_are_those_of_their_file():
         assert f"| {row['pattern']} | {row['zeros']} | {times} |\n" in page
         if (row["pattern"], row["zeros"]) == ("4x1", 0.9):
             assert f"| {row['times']:.2f} times |" in TEXTS["README.md"]
+    for row in found["optimizers"]:
+        said = f"{row['masked_ms']:.1f} against {row['fused_ms']:.1f} ms with {row['pattern']} at {row['zeros']}"
+        assert said in " ".join(TEXTS["speed.md"].split())
     small, large = (
         [row for row in found["steps"] if row["model"] == name] for name in ("MiniLM-L6", "BERT-base, 4 layers")
     )

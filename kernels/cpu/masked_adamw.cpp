@@ -46,6 +46,7 @@ static inline void mask_each(float* __restrict w, const uint8_t* __restrict mask
 }
 
 static bool is_any(const uint8_t* mask, int64_t count) {
+  if (count == LINE) return load<uint64_t>(mask) | load<uint64_t>(mask + LINE / 2);
   uint8_t any = 0;
   for (int64_t k = 0; k < count; k++) any |= mask[k];
   return any;

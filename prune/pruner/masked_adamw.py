@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from trisparse.prune.errors import PruningError
@@ -108,6 +108,10 @@ class MaskedAdamW(torch.optim.AdamW):
         rates: dict[int, list[float]] = {}
         for number, group in enumerate(self.param_groups):
             found = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad.is_sparse for p in found):
+                raise PruningError(
+                    "step: MaskedAdamW has no step for sparse gradients; give them to torch.optim.SparseAdam"
+                )
             self._step_rest(group, [p for p in found if id(p) not in pruned])
             mine = [p for p in found if id(p) in pruned]
             rows: dict[int, list[float]] = {}  # most often all have made as many steps
@@ -147,24 +151,43 @@ class MaskedAdamW(torch.optim.AdamW):
         return state
 
     def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """As torch's own AdamW, in one pass where torch has one."""
         states = [self._state_of(p) for p in params]
+        fused = [group["foreach"] is None and _has_fused_step(*pair) for pair in zip(params, states, strict=True)]
         beta1, beta2 = group["betas"]
-        adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            foreach=group["foreach"],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        for is_fused in (True, False):
+            some = [
+                pair for pair, flag in zip(zip(params, states, strict=True), fused, strict=True) if flag == is_fused
+            ]
+            adamw(
+                [p for p, _ in some],
+                [p.grad for p, _ in some if p.grad is not None],
+                [state["exp_avg"] for _, state in some],
+                [state["exp_avg_sq"] for _, state in some],
+                [],
+                [state["step"] for _, state in some],
+                foreach=group["foreach"],
+                fused=is_fused or None,  # None lets torch choose
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+def _has_fused_step(p: Tensor, state: dict[str, Tensor]) -> bool:
+    """Whether torch steps it in one pass; on a CPU it does not choose that by itself, and makes a dozen passes.
+
+    The one pass goes over memory, so that weight, gradient and moments have to lie alike.
+    """
+    if type(p) not in (Tensor, nn.Parameter) or not p.is_cpu or not p.is_floating_point():
+        return False
+    return all(
+        t.layout is torch.strided and t.is_contiguous() for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
+    )
 
 
 def _layers(groups: Sequence[PrunedGroup]) -> list[Layer]:

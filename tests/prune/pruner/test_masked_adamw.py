@@ -91,7 +91,46 @@ def test_without_a_pruner_it_is_adamw():
             optimizer.zero_grad()
             net(torch.randn(4, 4, 4, 4)).square().sum().backward()
             optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_not_pruned_is_stepped_in_one_pass():
+    model = network()
+    optimizer = MaskedAdamW(groups(model), lr=1e-2)
+    model(torch.randn(4, 4, 4, 4)).square().sum().backward()
+    with torch.profiler.profile() as profiler:
+        optimizer.step()
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    assert calls["aten::_fused_adamw_"] == len(optimizer.param_groups)
+    assert "aten::lerp_" not in calls
+
+
+def test_what_lies_otherwise_than_its_gradient_is_stepped_right():
+    torch.manual_seed(0)
+    params = [
+        nn.Parameter(torch.randn(6, 4).t()),
+        nn.Parameter(torch.randn(4, 12)[:, ::2]),
+        nn.Parameter(torch.randn(3)),
+    ]
+    twins = [nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in params]
+    for p, twin in zip(params, twins, strict=True):
+        p.grad = torch.randn(p.shape)
+        twin.grad = p.grad.clone()
+    MaskedAdamW(params, lr=0.1).step()
+    torch.optim.AdamW(twins, lr=0.1).step()
+    for p, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, twin)
+
+
+def test_a_sparse_gradient_is_refused():
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = MaskedAdamW(embedding.parameters())
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(
+        PruningError, match="step: MaskedAdamW has no step for sparse gradients; give them to torch.optim"
+    ):
+        optimizer.step()
 
 
 def test_detached_it_is_adamw_again():
