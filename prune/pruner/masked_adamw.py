@@ -108,7 +108,7 @@ class MaskedAdamW(torch.optim.AdamW):
         rates: dict[int, list[float]] = {}
         for number, group in enumerate(self.param_groups):
             found = [p for p in group["params"] if p.grad is not None]
-            if any(p.grad.is_sparse for p in found):
+            if any(p.grad is not None and p.grad.is_sparse for p in found):
                 raise PruningError(
                     "step: MaskedAdamW has no step for sparse gradients; give them to torch.optim.SparseAdam"
                 )
@@ -185,9 +185,8 @@ def _has_fused_step(p: Tensor, state: dict[str, Tensor]) -> bool:
     """
     if type(p) not in (Tensor, nn.Parameter) or not p.is_cpu or not p.is_floating_point():
         return False
-    return all(
-        t.layout is torch.strided and t.is_contiguous() for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
-    )
+    parts = [t for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"]) if t is not None]
+    return all(part.layout is torch.strided and part.is_contiguous() for part in parts)
 
 
 def _layers(groups: Sequence[PrunedGroup]) -> list[Layer]:
