@@ -20,7 +20,7 @@ constexpr int64_t FIRST_CACHE = 36 << 10, SECOND_CACHE = 192 << 10;
 template <int HEIGHT, bool IS_BLOCK>
 struct Dots {
   static constexpr int APART = LANES / HEIGHT;  // tokens of a vector, and columns whose sums are made together
-  static constexpr int STEPS = REGISTERS == 32 && HEIGHT > 1 ? 16 : 8;
+  static constexpr int STEPS = HEIGHT > 1 ? 16 : 8;  // there are 32 registers where HEIGHT > 1
   static constexpr int WIDTH = STEPS * APART;  // tokens of a tile
   static constexpr int TOGETHER = APART < 4 ? APART : 4;
   static constexpr bool IS_FAR = HEIGHT == 4 && !IS_BLOCK;  // whether columns come from the second-level cache

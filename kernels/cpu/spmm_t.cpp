@@ -2,7 +2,7 @@
 //
 // Tokens come in tiles that are turned over, `tile[row][token]`. Of a group HEIGHT rows times VECTORS vectors of tokens
 // stay in registers, and each of its blocks adds to its own columns of the result, of which as many are made together as
-// the first-level cache holds. So each vector of results that is read and written takes HEIGHT multiplications.
+// a cache holds. So each vector of results that is read and written takes HEIGHT multiplications.
 #include <omp.h>
 
 #include "floats.h"

@@ -104,14 +104,14 @@ class MaskedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if any(p.grad is not None and p.grad.is_sparse for group in self.param_groups for p in group["params"]):
+            raise PruningError(
+                "step: MaskedAdamW has no step for sparse gradients; give them to torch.optim.SparseAdam"
+            )
         pruned = {id(layer.weight) for layer in _layers(self.groups)}
         rates: dict[int, list[float]] = {}
         for number, group in enumerate(self.param_groups):
             found = [p for p in group["params"] if p.grad is not None]
-            if any(p.grad is not None and p.grad.is_sparse for p in found):
-                raise PruningError(
-                    "step: MaskedAdamW has no step for sparse gradients; give them to torch.optim.SparseAdam"
-                )
             self._step_rest(group, [p for p in found if id(p) not in pruned])
             mine = [p for p in found if id(p) in pruned]
             rows: dict[int, list[float]] = {}  # most often all have made as many steps
@@ -152,13 +152,12 @@ class MaskedAdamW(torch.optim.AdamW):
 
     def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """As torch's own AdamW, in one pass where torch has one."""
-        states = [self._state_of(p) for p in params]
-        fused = [group["foreach"] is None and _has_fused_step(*pair) for pair in zip(params, states, strict=True)]
         beta1, beta2 = group["betas"]
-        for is_fused in (True, False):
-            some = [
-                pair for pair, flag in zip(zip(params, states, strict=True), fused, strict=True) if flag == is_fused
-            ]
+        ways: dict[bool | None, list[tuple[Tensor, dict[str, Tensor]]]] = {True: [], None: []}  # None: torch chooses
+        for p in params:
+            state = self._state_of(p)
+            ways[True if group["foreach"] is None and _has_fused_step(p, state) else None].append((p, state))
+        for is_fused, some in ways.items():
             adamw(
                 [p for p, _ in some],
                 [p.grad for p, _ in some if p.grad is not None],
@@ -167,7 +166,7 @@ class MaskedAdamW(torch.optim.AdamW):
                 [],
                 [state["step"] for _, state in some],
                 foreach=group["foreach"],
-                fused=is_fused or None,  # None lets torch choose
+                fused=is_fused,
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,

@@ -124,13 +124,14 @@ def test_what_lies_otherwise_than_its_gradient_is_stepped_right():
 
 
 def test_a_sparse_gradient_is_refused():
-    embedding = nn.Embedding(10, 4, sparse=True)
-    optimizer = MaskedAdamW(embedding.parameters())
-    embedding(torch.tensor([1])).sum().backward()
+    embedding, bias = nn.Embedding(10, 4, sparse=True), nn.Parameter(torch.zeros(4))
+    optimizer = MaskedAdamW([{"params": [bias]}, {"params": embedding.parameters()}])
+    (embedding(torch.tensor([1])) + bias).sum().backward()
     with pytest.raises(
         PruningError, match="step: MaskedAdamW has no step for sparse gradients; give them to torch.optim"
     ):
         optimizer.step()
+    assert not bias.any(), "nothing was stepped"
 
 
 def test_detached_it_is_adamw_again():
