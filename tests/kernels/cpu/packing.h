@@ -81,6 +81,7 @@ static int over_odd_shapes(Check check) {
             if (m == 1 || (n >= 16 && density == 0.3))
               for (int64_t run : {n, m == 1 ? (int64_t)1 : n}) both({rows, cols, n, m, run, tokens, density});
   for (int64_t n : {1, 2, 4}) both({70, 2700, n, 1, n, 100, 0.1});  // more columns than a tile holds, rows than a block
+  for (int64_t n : {1, 2, 4}) both({8, 48, n, 1, n, 400, 1.0});  // several tiles of tokens, no place that only fills up
   std::printf("%d differ\n", wrong);
   return wrong != 0;
 }
