@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ class Attachment:
         groups: what the Pruner prunes.
         observe: its `observe`.
         step: its `step`.
+        broke_off: told, before the next `observe`, of an optimizer step that raised after the last one.
         on_detach: told of this attachment once the hooks are gone.
         unfinished: says what is still to come, or nothing.
 
@@ -46,11 +49,14 @@ class Attachment:
         groups: Sequence[PrunedGroup],
         observe: Callable[..., None],
         step: Callable[..., None],
+        broke_off: Callable[[], None],
         on_detach: Callable[[Attachment], None],
         unfinished: Callable[[], str],
     ) -> None:
-        self._groups, self._observe, self._step = groups, observe, step
+        self._groups, self._observe, self._step, self._broke_off = groups, observe, step, broke_off
         self._on_detach, self._unfinished = on_detach, unfinished
+        self._running: FrameType | None = None  # the optimizer's step that was observed and has not ended
+        self._inner = 0  # steps inside that one that have not ended
         chain = optimizer_chain(optimizer)
         if not isinstance(chain[-1], torch.optim.Optimizer):
             raise PruningError(
@@ -121,7 +127,19 @@ class Attachment:
         """By id of the parameter, None where there is none; read anew, since loading a state replaces the groups."""
         return {id(p): group.get("lr") for group in self._optimizer.param_groups for p in group["params"]}
 
+    @staticmethod
+    def _others_write(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a subclass's own step, or another hook, may have written to weights that MaskedAdamW masked."""
+        is_own_step = inspect.unwrap(type(optimizer).step) is not inspect.unwrap(MaskedAdamW.step)
+        return is_own_step or len(optimizer._optimizer_step_post_hooks) > 1
+
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if _is_running(self._running):  # a subclass's step calls super().step(), which has hooks of its own
+            self._inner += 1
+            return
+        if self._running is not None:
+            self._running = None
+            self._broke_off()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None:
             raise PruningError(
@@ -134,11 +152,19 @@ class Attachment:
         if not self._skips:
             scale = getattr(optimizer, "grad_scale", None)
             self._observe(grad_scale=1.0 if scale is None else float(scale))
+        self._running, self._inner = sys._getframe(1), 0
 
     def _after(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._inner:
+            self._inner -= 1
+            return
+        self._running = None
         if not self._skips:
             rates = self._learning_rates() if self._shrinks else {}
             self._copies.find(self._groups)
+            if self._others_write(optimizer):
+                for group in self._groups:
+                    group.is_masked = False
             self._step(lr=lambda layer: rates[id(layer.weight)])
         self._steps_seen += 1
 
@@ -168,3 +194,11 @@ class Attachment:
             )
         if left := self._unfinished():
             warnings.warn(left, stacklevel=2)
+
+
+def _is_running(frame: FrameType | None) -> bool:
+    """Whether the function of this frame has called, over any number of others, the one that asks."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return frame is not None and caller is frame

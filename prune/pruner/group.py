@@ -35,6 +35,7 @@ class PrunedGroup:
         attentions: numbers of the layers of each attention whose heads are the units, which share one mask.
         copies: number of a layer and a copy of its weight that an optimizer keeps, masked like the weight.
         is_stepped_here: by `step_adamw`, which scores and masks in the same pass.
+        is_masked: with the masks in force, by `step_adamw`, and not written to since.
         left_out: names of layers that nobody named and no gradient reached, found at the first event that prunes.
     """
 
@@ -69,7 +70,7 @@ class PrunedGroup:
             units = [units[own[-1]] - 1 for own in self.attentions]  # one of which may never go
         self.selection = Selection(self.config, sizes, counts, units, weights.device, weights.exchange.group)
         self._ranked: tuple[list[Tensor], list[Tensor]] | None = None  # what the next `prune` goes by
-        self._is_masked = False  # by `step_adamw`, with the masks in force
+        self.is_masked = False
         self._shown: tuple[int, list[Tensor]] | None = None  # how many parts are due, and their masks
         self.copies: list[tuple[int, Tensor]] = []
         self.active = False
@@ -129,9 +130,9 @@ class PrunedGroup:
         """Step the weights that have rates, by id; score them and mask them on the way if it is time for that."""
         steps = [id(weight) in rates for weight in self.weights.parameters]
         if any(steps):
-            self._is_masked = self.active and self.parts is None and all(steps)
+            self.is_masked = self.active and self.parts is None and all(steps)
             masks = self.choices if self.is_nm else self.units
-            self.scoring.step_adamw(rates, state, masks if self._is_masked else [])
+            self.scoring.step_adamw(rates, state, masks if self.is_masked else [])
 
     def fire(self, step: int) -> None:
         """Choose new masks if an event falls on this step, or move on with the parts of the last one."""
@@ -181,7 +182,7 @@ class PrunedGroup:
         else:  # the layers of an attention share one mask
             units = [self.units[own[-1]] for own in self.attentions] or self.units
             self.selection.run(costs, units, plans["select"])
-        self.active, self._is_masked = True, False
+        self.active, self.is_masked = True, False
         return costs
 
     def check_scored(self, step: int) -> None:
@@ -236,7 +237,7 @@ class PrunedGroup:
         plans = self.weights.plans
         masks, blocks = self.masks(step) if self.active else ([], [])
         covers = "units" if masks is self.units else "weights"
-        if self.active and not self._is_masked:
+        if self.active and not self.is_masked:
             apply_masks(self.weights.views, masks, blocks, plans[covers])
         if self.active and self.copies:
             own = [(self.layers[i], tensor) for i, tensor in self.copies]
@@ -245,7 +246,7 @@ class PrunedGroup:
             apply_masks(copies, [masks[i] for i, _ in self.copies], [blocks[i] for i, _ in self.copies], plan)
         if self.active and self.attentions:
             zero_biases(self.layers, self.units, plans["biases"])
-        self._is_masked = False
+        self.is_masked = False
 
     def masks(self, step: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
         """The masks in force after this many steps, and the block that each of their values covers."""

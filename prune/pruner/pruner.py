@@ -251,7 +251,9 @@ class Pruner:
         """
         if self._attached is not None:
             raise PruningError("attach: this Pruner is attached already; detach() first")
-        self._attached = Attachment(optimizer, self.groups, self.observe, self.step, self._detached, self._unfinished)
+        self._attached = Attachment(
+            optimizer, self.groups, self.observe, self.step, self._broke_off, self._detached, self._unfinished
+        )
         self.start()
         self._sparse.enter(self.step_count)
         return self._attached
@@ -260,8 +262,11 @@ class Pruner:
         if self._attached is attachment:  # a second detach() may come when another has taken its place
             self._attached = None
             self._sparse.leave()
-            self._observed = False  # a step that broke off between the hooks is forgotten
-            self._holds = False
+            self._broke_off()
+
+    def _broke_off(self) -> None:
+        """Forget a step that ended between the hooks; it may have written to weights that are pruned."""
+        self._observed = self._holds = False
 
     def _unfinished(self) -> str:
         if self.masks_are_final:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import Pruner, PruningConfig, PruningError
+from trisparse import MaskedAdamW, Pruner, PruningConfig, PruningError
 
 
 def config(**keys):
@@ -94,6 +94,65 @@ def test_leaving_without_a_step_is_an_error(make_mlp, sgd):
         pass
     with pytest.raises(KeyError), pruner.attach(sgd(model)):
         raise KeyError("the user's own error comes through")
+
+
+def write(optimizer, *_):
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data.add_(1e-3)
+
+
+@pytest.mark.parametrize("base", [torch.optim.AdamW, MaskedAdamW])
+def test_a_step_that_calls_its_base_classs_is_one_step(make_mlp, train, base):
+    class Moved(base):
+        def step(self):
+            super().step()
+            write(self)
+
+    base(make_mlp().parameters())  # from now on the hooks fire in both steps
+    model = make_mlp()
+    optimizer, pruner = Moved(model.parameters(), lr=1e-2), Pruner(model, config())
+    with pruner.attach(optimizer):
+        train(model, optimizer, 5)
+        assert pruner.step_count == 5
+        assert pruner.report().pruned_layers == 0.5
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, MaskedAdamW])
+def test_what_an_earlier_hook_writes_is_masked(make_mlp, train, optimizer_class):
+    model = make_mlp()
+    optimizer, pruner = optimizer_class(model.parameters(), lr=1e-2), Pruner(model, config())
+    optimizer.register_step_post_hook(write)
+    with pruner.attach(optimizer):
+        train(model, optimizer, 5)
+        assert pruner.report().pruned_layers == 0.5
+
+
+@pytest.mark.parametrize("is_attached_anew", [False, True])
+def test_training_goes_on_after_a_step_that_broke_off(make_mlp, train, is_attached_anew):
+    class Interrupted(torch.optim.SGD):
+        breaks = False
+
+        def step(self):
+            super().step()
+            if self.breaks:
+                raise KeyboardInterrupt
+
+    torch.optim.SGD(make_mlp().parameters())
+    model = make_mlp()
+    optimizer, pruner = Interrupted(model.parameters(), lr=1e-2, momentum=0.9), Pruner(model, config())
+    handle = pruner.attach(optimizer)
+    train(model, optimizer, 5)
+    optimizer.breaks = True
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer, 1)
+    optimizer.breaks = False
+    if is_attached_anew:
+        handle.detach()
+        pruner.attach(optimizer)
+    train(model, optimizer, 2)
+    assert pruner.step_count == 7
+    assert pruner.report().pruned_layers == 0.5
 
 
 def test_detach_leaves_no_hook(make_mlp, sgd, train):
