@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from trisparse.prune.channels.find_chains import find_chains
 from trisparse.prune.channels.obstacles import check_numbers
 from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of
 from trisparse.prune.channels.shrinking import keep, rows_of
-from trisparse.prune.deploy.compaction_report import CompactedChain, CompactionReport
+from trisparse.prune.deploy.compaction_report import NEEDED, CompactedChain, CompactionReport
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.removable import folded, removable_units
 from trisparse.prune.errors import PruningError, one_line
@@ -33,7 +32,8 @@ def compact(
     nothing reads it. What reads it is found by running the model on the example. A head of BERT, DistilBERT or Llama
     goes where all its query, key and value rows are zero, or all columns that read it. Rows that something reads which
     needs them all stay, as zeros, and the report names what that is. Units stay, too, between layers with hooks,
-    replaced forwards or weights that are computed, and where no bias can take what they always give.
+    replaced forwards or weights that are computed, where no bias can take what they always give, and where the model's
+    forward counts on their number.
 
     Args:
         model: with linear layers or convolutions. Without an example that it runs on, only feed-forward blocks named
@@ -44,8 +44,8 @@ def compact(
             8 on a CPU, where matrix products are fastest.
 
     Raises:
-        PruningError: nothing was found by names either, the model does not run on the example, or the outputs changed;
-            then the model is as it was.
+        PruningError: nothing was found by names either, the model does not run on the example, or it fails without
+            channels of which it could spare each; then the model is as it was.
     """
     check_example(example)
     if multiple is not None and (type(multiple) is not int or multiple < 1):
@@ -67,18 +67,26 @@ def compact_found(model: nn.Module, found: Found, example: Any, multiple: int | 
     multiple = _MULTIPLES.get(device, _MULTIPLES["cuda"]) if multiple is None else multiple
     example = getattr(model, "dummy_inputs", None) if example is None else example
     report, count = CompactionReport(note=found.note), _count(model)
-    before: list[Tensor] | None = None
-    with _undone_on_error(model, chains):
-        for chain in chains:
-            row, kept = _plan(model, chain, multiple)
-            report.chains.append(row)
-            if kept is None:
-                continue
-            if before is None:  # not until something is to go, so that other models need no example
-                before = _run(model, example)
-            _cut(model, chain, kept)
-        if before:
-            _compare(before, model, example)
+    before: list[Tensor] = []
+    if any(_plan(model, chain, multiple)[1] is not None for chain in chains):  # other models need no example
+        before = _run(model, example)
+    saved = _state_of(model, chains)
+    try:
+        report.chains = _remove(model, chains, multiple, {})
+        trouble, cause = _trouble(before, model, example)
+        if trouble:
+            _put_back(saved)
+            stay = _that_are_needed(model, chains, multiple, before, example)
+            report.chains = _remove(model, chains, multiple, stay)
+            trouble, cause = _trouble(before, model, example)
+        if trouble:
+            raise PruningError(
+                f"model: fails without its zero channels ({trouble}), so it counts on having them; it is as it was "
+                "before"
+            ) from cause
+    except BaseException:
+        _put_back(saved)
+        raise
     report.verified = bool(before)
     report.masked, report.parameters = _masked(model, chains), (count, _count(model))
     unseen = f"what reads them is not known, since {found.note}" if found.note else "the example never reaches it"
@@ -87,19 +95,48 @@ def compact_found(model: nn.Module, found: Found, example: Any, multiple: int | 
     return report
 
 
-@contextlib.contextmanager
-def _undone_on_error(model: nn.Module, chains: list[Chain]) -> Iterator[None]:
-    """Whatever happens, a model whose layers were cut has them back as they were."""
+def _remove(model: nn.Module, chains: Sequence[Chain], multiple: int, stay: Mapping[int, str]) -> list[CompactedChain]:
+    """Cut all chains but those that stay, by number and for what reason; a row each."""
+    rows = []
+    for number, chain in enumerate(chains):
+        row, kept = _plan(model, chain, multiple)
+        if kept is not None and number in stay:
+            row.kept, row.reason = row.units, stay[number]
+        elif kept is not None:
+            _cut(model, chain, kept)
+        rows.append(row)
+    return rows
+
+
+def _that_are_needed(
+    model: nn.Module, chains: Sequence[Chain], multiple: int, before: list[Tensor], example: Any
+) -> dict[int, str]:
+    """The chains without whose zero channels, and those alone, the model fails: a forward may know its sizes."""
+    needed = {}
+    for number, chain in enumerate(chains):
+        saved = _state_of(model, [chain])
+        try:
+            _remove(model, [chain], multiple, {})
+            if trouble := _trouble(before, model, example)[0]:
+                needed[number] = f"{NEEDED} ({trouble})"
+        finally:
+            _put_back(saved)
+    return needed
+
+
+def _state_of(model: nn.Module, chains: Sequence[Chain]) -> list[tuple[nn.Module, dict[str, Any]]]:
     layers = [model.get_submodule(side.layer) for chain in chains for side in chain.sides]
-    own = ("_parameters", "_buffers")
-    saved = [(layer, {**vars(layer), **{name: dict(vars(layer)[name]) for name in own}}) for layer in layers]
-    try:
-        yield
-    except BaseException:
-        for layer, state in saved:
-            vars(layer).clear()
-            vars(layer).update(state)
-        raise
+    return [(layer, _copied(vars(layer))) for layer in layers]
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "_parameters": dict(state["_parameters"]), "_buffers": dict(state["_buffers"])}
+
+
+def _put_back(saved: Sequence[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for layer, state in saved:
+        vars(layer).clear()
+        vars(layer).update(_copied(state))
 
 
 def _run(model: nn.Module, example: Any) -> list[Tensor]:
@@ -112,16 +149,12 @@ def _run(model: nn.Module, example: Any) -> list[Tensor]:
         ) from error
 
 
-def _compare(before: list[Tensor], model: nn.Module, example: Any) -> None:
-    cause = None
+def _trouble(before: list[Tensor], model: nn.Module, example: Any) -> tuple[str, Exception | None]:
+    """How outputs differ from those before, if they were looked at, or what a forward raises that knew its sizes."""
     try:
-        trouble = difference(before, outputs_of(model, example))
-    except Exception as error:  # whatever a forward raises that knew its sizes
-        trouble, cause = one_line(error), error
-    if trouble:
-        raise PruningError(
-            f"model: fails without its zero channels ({trouble}), so it counts on having them; it is as it was before"
-        ) from cause
+        return (difference(before, outputs_of(model, example)) if before else ""), None
+    except Exception as error:
+        return one_line(error), error
 
 
 def _plan(model: nn.Module, chain: Chain, multiple: int) -> tuple[CompactedChain, Tensor | None]:

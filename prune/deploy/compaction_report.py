@@ -7,6 +7,8 @@ from typing import Any
 
 from trisparse.prune.text_table import aligned
 
+NEEDED = "stays: the model fails without its zero channels"  # begins the reason of a chain whose size a forward knows
+
 
 @dataclass
 class CompactedChain:

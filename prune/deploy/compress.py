@@ -16,6 +16,7 @@ from trisparse.prune.channels.shrinking import restored
 from trisparse.prune.costs.fold_activations import fold_activations, unfold_activations
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.deploy.compact import compact_found
+from trisparse.prune.deploy.compaction_report import NEEDED
 from trisparse.prune.deploy.compression_report import CompressionReport
 from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
@@ -76,6 +77,10 @@ def compress(
             report.channels = compact_found(bare, found, example)
         except PruningError as error:
             report.add_note(f"all channels stay: {error}")
+        else:
+            for row in report.channels.chains:
+                if row.reason.startswith(NEEDED):
+                    report.add_note(f"channels of {', '.join(row.producers)}: {row.reason}")
     example = getattr(bare, "dummy_inputs", None) if example is None else example
     shared, unnamed = _shared_weights(bare), naming_obstacles(bare, before)
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))

@@ -75,22 +75,44 @@ def refuse(_):
 
 
 @pytest.mark.parametrize(
-    ("otherwise", "error", "message"),
+    ("otherwise", "reason"),
     [
-        (refuse, PruningError, r"fails without its zero channels .AssertionError: want 16 and more., so it counts"),
-        (lambda y: y * NAN, PruningError, "its outputs differ by nan"),
-        (lambda y: y[:1], PruningError, r"its outputs were \[\[2, 8\]\] and are \[\[1, 8\]\]"),
-        (lambda y: None, PruningError, r"its outputs were \[\[2, 8\]\] and are \[\]"),
-        (interrupt, KeyboardInterrupt, None),
+        (refuse, "AssertionError: want 16 and more"),
+        (lambda y: y * NAN, "its outputs differ by nan"),
+        (lambda y: y[:1], "its outputs were [[2, 8]] and are [[1, 8]]"),
+        (lambda y: None, "its outputs were [[2, 8]] and are []"),
+        (interrupt, None),
     ],
 )
-def test_the_model_is_put_back_exactly(otherwise, error, message):
+def test_the_model_is_put_back_exactly(otherwise, reason):
     model = nn.Sequential(nn.Linear(8, 8), Block(otherwise))
     before = [{**vars(m), "_parameters": dict(m._parameters)} for m in model.modules()]
-    with pytest.raises(error, match=message):
-        compact(model, example=(torch.randn(2, 8),))
+    if reason is None:
+        with pytest.raises(KeyboardInterrupt):
+            compact(model, example=(torch.randn(2, 8),))
+    else:
+        row = compact(model, example=(torch.randn(2, 8),)).chains[1]
+        assert row.reason.startswith(f"stays: the model fails without its zero channels ({reason}")
+        assert row.kept == row.units == 16
     assert [vars(m) for m in model.modules()] == before
     assert describe(model)["layers"] == {}  # nothing of it gets into a checkpoint
+
+
+def test_channels_that_can_go_one_by_one_but_not_together_all_stay():
+    class Either(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Block(nn.Identity()), Block(nn.Identity())
+
+        def forward(self, x):
+            y = self.second(self.first(x))
+            return y if self.first.lin1.out_features + self.second.lin1.out_features > 16 else y[:1]
+
+    model = Either()
+    before = [{**vars(m), "_parameters": dict(m._parameters)} for m in model.modules()]
+    with pytest.raises(PruningError, match=r"^model: fails without its zero channels \(its outputs were .* as it was"):
+        compact(model, example=(torch.randn(2, 8),))
+    assert [vars(m) for m in model.modules()] == before
 
 
 class Otherwise(nn.Module):
@@ -129,17 +151,49 @@ def test_a_model_that_needs_its_channels_is_left_as_it_was():
     model, x = Fixed(), torch.randn(3, 8)
     model.lin1.weight.data[::2] = 0
     want = model(x)
-    with pytest.raises(PruningError, match="model: fails without its zero channels .RuntimeError: shape"):
-        compact(model, (x,))
+    (row,) = compact(model, (x,)).chains
+    assert row.reason.startswith("stays: the model fails without its zero channels (RuntimeError: shape")
     assert torch.equal(model(x), want)
+
+
+class Halves(nn.Module):
+    """Splits what one layer makes into two parts of a size that it knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin1, self.lin2 = nn.Linear(8, 32), nn.Linear(16, 8)
+
+    def forward(self, x):
+        first, gate = torch.split(self.lin1(x), [16, 16], dim=-1)
+        return self.lin2(first * gate)
+
+
+def test_only_channels_that_the_model_needs_stay():
+    model, x = nn.Sequential(Otherwise(), Halves(), Block(nn.Identity()), Halves()), torch.randn(3, 8)
+    for layer in (model[0], model[1], model[3]):
+        layer.lin1.weight.data[:] = torch.randn(len(layer.lin1.weight), 8)
+    for layer in (model[1], model[3]):
+        for part in layer.lin1.weight.data.split(16):
+            part[:8] = 0
+    model[2].lin1.bias.data.fill_(1.0)  # which goes into the next bias
+    want = model(x)
+    report = compact(model, (x,))
+    torch.testing.assert_close(model(x), want)
+    assert [layer.lin1.out_features for layer in model] == [16, 32, 8, 32]
+    reasons = {row.producers[0]: row.reason for row in report.chains}
+    assert reasons["2.lin1"] == ""
+    for name in ("1.lin1", "3.lin1"):
+        assert reasons[name].startswith("stays: the model fails without its zero channels (RuntimeError: split_with_")
+    assert report.verified
 
 
 def test_compress_goes_on_without_channels_and_says_why():
     model = nn.Sequential(Block(refuse), nn.Linear(8, 8))
     _, report = compress(model, prefer="memory", measure=False, example=(torch.randn(2, 8),))
-    assert report.channels is None
-    assert report.note.startswith("all channels stay: model: fails without its zero channels")
-    assert "all channels stay" in str(report)
+    assert report.note.startswith(
+        "channels of 0.lin1: stays: the model fails without its zero channels (AssertionError"
+    )
+    assert report.note in str(report)
     assert report.to_dict()["note"] == report.note
     assert model[0].lin1.out_features == 16
     assert len(report.layers) == 3
