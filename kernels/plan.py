@@ -63,7 +63,10 @@ def plan_units(
         groups.setdefault(key, []).append(entry)
         launch_of[layer] = list(groups).index(key)
     device = weights[0].device if weights else torch.device("cpu")
-    plan = [torch.tensor(list(groups), dtype=torch.int64), torch.tensor(launch_of, dtype=torch.int64)]
+    plan = [
+        torch.tensor(list(groups), dtype=torch.int64, device="cpu"),
+        torch.tensor(launch_of, dtype=torch.int64, device="cpu"),
+    ]
     for entries in groups.values():
         plan += [
             upload(chunk_units(entries), torch.int32, device),
@@ -121,7 +124,7 @@ def _addresses_of(*operands: Sequence[Tensor | None]) -> list[list[int]]:
 def _pointers(every: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
     """Whether all are aligned, on the CPU, and addresses `[layers, operands]` on the device."""
     addresses = np.array(every, dtype=np.int64).T
-    aligned = torch.tensor(not (addresses % ALIGN).any())
+    aligned = torch.tensor(not (addresses % ALIGN).any(), device="cpu")
     return [aligned, upload(np.ascontiguousarray(addresses), torch.int64, device)]
 
 

@@ -109,5 +109,5 @@ def chunk_flat(lengths: Sequence[int], size: int) -> list[tuple[int, int, int]]:
 
 def upload(rows: Sequence | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A table on the device, without waiting for the copy."""
-    table = torch.as_tensor(rows, dtype=dtype)
+    table = torch.as_tensor(rows, dtype=dtype, device="cpu")
     return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 _LIBRARY = torch.library.Library("trisparse", "DEF")
 DIRECT: dict[str, dict[str, Callable[..., Any]]] = {}  # operator, kind of device -> what the dispatcher would call
@@ -93,7 +94,11 @@ def is_watched(*tensors: Tensor) -> bool:
         any(type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter for tensor in tensors)
         or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
+        or any(
+            type(torch._C._get_function_stack_at(i))
+            is not DeviceContext  # a default device changes no operator of ours
+            for i in range(torch._C._len_torch_function_stack())
+        )
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )

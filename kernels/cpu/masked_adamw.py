@@ -44,11 +44,11 @@ def masked_adamw(
         numbers.append(i)
     if rows:
         how = how_to_score(criterion, reduce, decay, grad_scale)
-        updated = torch.zeros(len(rows), dtype=torch.bool)
+        updated = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
         layers = (_Stepped * len(rows))(*rows)
         threads = torch.get_num_threads()
         function(ctypes.addressof(layers), ctypes.addressof(how), updated.data_ptr(), len(rows), threads)
-        seen[torch.tensor(numbers)] |= updated
+        seen[torch.tensor(numbers, device="cpu")] |= updated
     return others
 
 

@@ -18,7 +18,7 @@ def nm_mask(scores: Tensor, n: int, m: int, dim: int, magnitude: bool) -> Tensor
     if function is None or dim != 1 or scores.dtype not in DTYPES or not scores.is_cpu:
         return None
     scores = scores.resolve_neg().contiguous()
-    mask = torch.empty(scores.shape, dtype=torch.bool)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
     how = _How(*scores.shape, n, m, magnitude, scores.dtype == torch.bfloat16)
     function(ctypes.addressof(how), scores.data_ptr(), mask.data_ptr(), 0, torch.get_num_threads())
     return mask

@@ -20,6 +20,6 @@ def sddmm(grad: Tensor, x: Tensor, matrix: Any) -> Tensor | None:
     if function is None or held is None:
         return None
     grad, x = plain(grad), plain(x)
-    out = torch.empty(matrix.values.shape, dtype=matrix.values.dtype)
+    out = torch.empty(matrix.values.shape, dtype=matrix.values.dtype, device="cpu")
     function(held.address, grad.data_ptr(), x.data_ptr(), out.data_ptr(), len(x), torch.get_num_threads())
     return out

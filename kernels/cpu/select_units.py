@@ -35,16 +35,16 @@ class CompiledUnits:
 
     def __init__(self, scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         self._scores, self._masks = scores, masks
-        self._known, self._places = torch.tensor([-1], dtype=torch.int32), [0] * len(scores)
-        self.histogram = torch.empty(len(scores), BINS, dtype=torch.int64)
+        self._known, self._places = torch.tensor([-1], dtype=torch.int32, device="cpu"), [0] * len(scores)
+        self.histogram = torch.empty(len(scores), BINS, dtype=torch.int64, device="cpu")
         self._call("count_units", self.histogram, None)
 
     def collect(self, first: int, last: int) -> list[Tensor]:
         """Keys of each layer in these bins, both included, in the order of their units."""
         counts = self.histogram[:, first : last + 1].sum(1).tolist()
-        known = torch.empty(1 + sum(counts), dtype=torch.int32)
+        known = torch.empty(1 + sum(counts), dtype=torch.int32, device="cpu")
         places = [0, *itertools.accumulate(counts)][:-1]
-        self._call("collect_units", known[1:], torch.tensor([first, last]), places)
+        self._call("collect_units", known[1:], torch.tensor([first, last], device="cpu"), places)
         if first == last:  # where most layers end, so that `prune` need not look for them again
             known[0], self._known, self._places = first, known, places
         return list(known[1:].split(counts))

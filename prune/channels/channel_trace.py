@@ -78,7 +78,7 @@ class ChannelTrace(TorchDispatchMode):
             self.sides[layer, side] = self.count, count
             self.count += count
         first, count = self.sides[layer, side]
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, device="cpu")
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """These are the same channels, pair by pair."""

@@ -70,7 +70,7 @@ def _chain(names: Sequence[str], layers: Sequence[Any], sizes: Sequence[int], co
     weights = [rows_of(layer) for layer in layers]
     counts = [*(len(weight) for weight in weights[:-1]), weights[-1].shape[1]]
     units = counts[-1] // sizes[-1]
-    index = [torch.arange(count) // size for count, size in zip(counts, sizes, strict=True)]
+    index = [torch.arange(count, device="cpu") // size for count, size in zip(counts, sizes, strict=True)]
     fixed = values = None
     if not why:
         made = list(zip(layers[:-1], weights[:-1], strict=True))

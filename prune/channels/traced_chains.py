@@ -47,7 +47,7 @@ def traced_chains(model: nn.Module, trace: ChannelTrace) -> tuple[list[Chain], d
 
 def _connected(count: int, pairs: _Pairs) -> Tensor:
     """For every id the least of those that are the same."""
-    least = torch.arange(count)
+    least = torch.arange(count, device="cpu")
     if not pairs:
         return least
     a, b = (torch.cat(some) for some in zip(*pairs, strict=True))
@@ -62,7 +62,7 @@ def _connected(count: int, pairs: _Pairs) -> Tensor:
 
 def _first_reasons(trace: ChannelTrace, same: Tensor) -> Tensor:
     """For every id the index of the first reason why it, or one that is the same, must stay; their number for none."""
-    why = torch.full((trace.count,), len(trace.stuck))
+    why = torch.full((trace.count,), len(trace.stuck), device="cpu")
     for index, (ids, _) in reversed(list(enumerate(trace.stuck))):
         why[same[ids.cpu()]] = index
     return why[same]
@@ -73,7 +73,7 @@ def _neighbours(trace: ChannelTrace, pairs: _Pairs) -> Iterator[list[_Key]]:
     keys, starts = list(trace.sides), [first for first, _ in trace.sides.values()]
 
     def index(ids: Tensor) -> Tensor:
-        return torch.tensor([bisect.bisect(starts, int(ids[0])) - 1])
+        return torch.tensor([bisect.bisect(starts, int(ids[0])) - 1], device="cpu")
 
     least = _connected(len(keys), [(index(a), index(b)) for a, b in pairs])
     for group in least.unique():
@@ -97,5 +97,5 @@ def _parts(unit: Tensor, units: int) -> int:
     """In how many parts units come, in each all of them in order and with equally many channels; 0 if they do not."""
     width = int((unit == unit[0]).long().cumprod(0).sum())
     parts = len(unit) // (units * width)
-    order = torch.arange(units).repeat_interleave(width).repeat(parts)
+    order = torch.arange(units, device="cpu").repeat_interleave(width).repeat(parts)
     return parts if torch.equal(order, unit) else 0

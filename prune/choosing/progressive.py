@@ -52,10 +52,10 @@ class Parts:
 
     def masks(self, due: int, units: Sequence[Tensor], blocks: Sequence[Block], firsts: Sequence[int]) -> list[Tensor]:
         """Masks per weight when `due` parts are gone; `units`, numbered from `firsts`, are the masks once all are."""
-        sizes = torch.tensor([n * m for n, m in blocks])[self.layer]
+        sizes = torch.tensor([n * m for n, m in blocks], device="cpu")[self.layer]
         gone = torch.cumsum(sizes, 0)
         take = int(gone[-1]) * due // PARTS if len(gone) else 0
-        whole = int(torch.searchsorted(gone, torch.tensor(take), right=True))  # units that are gone whole
+        whole = int(torch.searchsorted(gone, torch.tensor(take, device="cpu"), right=True))  # units that are gone whole
         masks = []
         for i, (mask, block, first) in enumerate(zip(units, blocks, firsts, strict=True)):
             shown = mask.clone()

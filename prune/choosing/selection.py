@@ -60,7 +60,7 @@ class Selection:
 
     def _write(self, low: Sequence[int], high: Sequence[int], targets: Sequence[int]) -> None:
         for tensor, values in ((self._low, low), (self._high, high), (self._targets, targets)):
-            host = torch.tensor(values, dtype=torch.int64)
+            host = torch.tensor(values, dtype=torch.int64, device="cpu")
             tensor.copy_(host if tensor.device.type == "cpu" else host.pin_memory(), non_blocking=True)
 
     def run(self, scores: Sequence[Tensor], masks: Sequence[Tensor], plan: Plan) -> None:

@@ -40,7 +40,7 @@ def check_folders(source: Path, target: Path, by: str, overwrite: bool) -> None:
 def check_device(name: str) -> None:
     """Raise PruningError unless torch can compute on a device of this name."""
     try:
-        is_meta = torch.zeros(1, device=name).is_meta
+        is_meta = torch.empty(0, dtype=torch.float32, device=name).is_meta
     except (RuntimeError, AssertionError, ValueError) as error:  # torch without CUDA asserts
         raise PruningError(f"--device: {name!r} can't be used: {one_line(error)}") from None
     if is_meta:

@@ -84,7 +84,8 @@ def _kind(module: nn.Module) -> str:
     """Which activation a module is, by what it does; `none` for all else."""
     if interference(module) or [*module.children(), *module.parameters(), *module.buffers()]:
         return "none"
-    x = torch.cat([torch.linspace(-14, 14, 1121), torch.tensor([-1e30, -1e4, -100.0, 100.0, 1e4, 1e30])])
+    far = torch.tensor([-1e30, -1e4, -100.0, 100.0, 1e4, 1e30], dtype=torch.float32, device="cpu")
+    x = torch.cat([torch.linspace(-14, 14, 1121, dtype=torch.float32, device="cpu"), far])
     try:
         y = copy.copy(module).eval()(x.clone())
     except Exception:  # whatever a forward raises that wants other inputs

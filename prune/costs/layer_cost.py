@@ -132,8 +132,12 @@ def packed_copy(layer: Layer, share: float) -> nn.Module | None:
 
 def _random(layer: Layer) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
-    weight = layer.weight
-    return lambda *shape: torch.randn(*shape, generator=generator).to(weight.device, weight.dtype)
+    device, dtype = layer.weight.device, layer.weight.dtype
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+
+    return draw
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -149,8 +153,8 @@ def _pruned(layer: Layer, share: float) -> nn.Linear:
         weight.view(rows, -1, 4)[..., 2:] = 0
         return _linear(weight)
     n, m = packed_block(layer.pattern, layer.weight) or (1, 1)
-    mask = torch.ones(-(-rows // n), -(-cols // m))
-    order = torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(-(-rows // n), -(-cols // m), dtype=torch.float32, device="cpu")
+    order = torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(0), device="cpu")
     mask.view(-1)[order[: round(share * mask.numel())]] = 0
     mask = mask.to(weight)
     return _linear(weight * mask.repeat_interleave(n, 0)[:rows].repeat_interleave(m, 1)[:, :cols])

@@ -46,7 +46,7 @@ def text_examples(model: Any, tokens: Sequence[int]) -> dict[int, Mapping[str, A
     for count in tokens:
         length = next(n for n in range(min(longest, count), 0, -1) if count % n == 0)
         generator = torch.Generator().manual_seed(count)
-        ids = torch.randint(config.vocab_size, (count // length, length), generator=generator)
+        ids = torch.randint(config.vocab_size, (count // length, length), generator=generator, device="cpu")
         found[count] = {"input_ids": ids.to(device)}
     return found
 

@@ -100,8 +100,9 @@ class Chooser:
             key = f"{rows}x{cols} {linear.weight.dtype} bias={has_bias} {form} {form.nbytes} bytes T={count}"
             times = cache.get(key)
             if times is None:
-                generator = torch.Generator(linear.weight.device).manual_seed(0)  # the caller's random numbers stay
-                x = torch.randn(count, cols, device=linear.weight.device, generator=generator).to(linear.weight.dtype)
+                device, dtype = linear.weight.device, linear.weight.dtype
+                generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay
+                x = torch.randn(count, cols, generator=generator, dtype=torch.float32, device=device).to(dtype)
                 times = time_pair(linear, packed, x)
                 cache.put(key, times)
             gains[count] = times["dense_ms"] / times["packed_ms"] if times["equal"] else 0.0

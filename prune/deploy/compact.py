@@ -177,7 +177,7 @@ def _plan(model: nn.Module, chain: Chain, multiple: int) -> tuple[CompactedChain
     if row.kept == chain.units:
         row.reason = f"stays: kept units are rounded to {step}"
         return row, None
-    return row, torch.zeros(chain.units, dtype=torch.bool).index_fill_(0, order[:wanted], True)
+    return row, torch.zeros(chain.units, dtype=torch.bool, device="cpu").index_fill_(0, order[:wanted], True)
 
 
 def _cut(model: nn.Module, chain: Chain, kept: Tensor) -> None:

@@ -136,7 +136,7 @@ class PackedTensors(nn.Module):
     @property
     def weight(self) -> Tensor:
         """What a model's own initialization may write to, as if it were there."""
-        return torch.empty(self.spec["shape"], device="meta")
+        return torch.empty(self.spec["shape"], dtype=torch.float32, device="meta")
 
     def layer(self) -> nn.Module:
         """The layer, checked; RuntimeError if the tensors do not make one."""

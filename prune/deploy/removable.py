@@ -27,8 +27,8 @@ class Units(NamedTuple):
 
 def removable_units(model: nn.Module, chain: Chain) -> Units:
     """A unit can go if everything that reads it reads zeros, or, where a bias can take it, what is always the same."""
-    size, given = torch.zeros(chain.units), torch.zeros(chain.units)
-    zero, even, can = (torch.full((chain.units,), flag) for flag in (False, True, True))
+    size, given = torch.zeros(2, chain.units, dtype=torch.float32, device="cpu")
+    zero, even, can = (torch.full((chain.units,), flag, device="cpu") for flag in (False, True, True))
     lacking = []
     for side in chain.sides:
         layer: Any = model.get_submodule(side.layer)
@@ -82,4 +82,4 @@ def folded(layer: Any, side: Side, gone: Tensor) -> Tensor:
 
 def _all(units: int, unit: Tensor, flags: Tensor) -> Tensor:
     """Units all of whose rows or columns have a flag."""
-    return torch.ones(units, dtype=torch.bool).index_fill_(0, unit[~flags], False)
+    return torch.ones(units, dtype=torch.bool, device="cpu").index_fill_(0, unit[~flags], False)

@@ -36,7 +36,8 @@ def names_in_files(model: Any, shapes: Mapping[str, Iterable[int]]) -> dict[str,
     """Tensor of a model -> what it is called in files; None for one that is merged with others, split or turned."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    tensors = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    like: Any = {"dtype": torch.float32, "device": "meta"}
+    tensors = {name: torch.empty(tuple(shape), **like) for name, shape in shapes.items()}
     written = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(tensors)).items()}
     return {name: written.get(id(tensor)) for name, tensor in tensors.items()}
 

@@ -59,7 +59,7 @@ def hold_out(train: Sequence[Example], fraction: float) -> dict[str, list[Exampl
     count = round(fraction * len(train))
     if not 0 < count < len(train):
         raise PruningError(f"--holdout_fraction: {fraction} of {len(train)} training examples leaves one part empty")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_HOLDOUT_SEED)).tolist()
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_HOLDOUT_SEED), device="cpu").tolist()
     chosen = set(order[:count])
     parts: dict[str, list[Example]] = {"train": [], "validation": []}
     for i, example in enumerate(train):
@@ -135,7 +135,7 @@ class EpochSampler(Sampler[int]):
             from transformers.trainer_pt_utils import get_length_grouped_indices
 
             return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-        return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        return iter(torch.randperm(len(self.lengths), generator=generator, device="cpu").tolist())
 
 
 def make_loader(

@@ -93,7 +93,8 @@ def _compress_and_time(dense: Any, texts: int, length: int) -> dict[str, Any]:
     from trisparse.prune.deploy.compress import compress
     from trisparse.prune.speed import times_faster
 
-    ids = torch.randint(dense.config.vocab_size, (texts, length), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(dense.config.vocab_size, (texts, length), generator=generator, device="cpu")
     example = {"input_ids": ids}
     packed, report = compress(copy.deepcopy(dense), "speed", (texts * length,), example=example)
     formats = sorted({row.format for row in report.layers} - {"dense"})

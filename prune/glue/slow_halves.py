@@ -31,9 +31,9 @@ def bf16_factor() -> float:
     They run in turns, and the least time of each counts: what else the machine does only adds to them.
     """
     generator = torch.Generator().manual_seed(0)  # the run's own random numbers stay as they are
-    weight = torch.randn(_WIDTH, _WIDTH, generator=generator).requires_grad_()
-    x = torch.randn(_TOKENS, _WIDTH, generator=generator).requires_grad_()
-    grad = torch.randn(_TOKENS, _WIDTH, generator=generator)
+    weight = torch.randn(_WIDTH, _WIDTH, generator=generator, dtype=torch.float32, device="cpu").requires_grad_()
+    x = torch.randn(_TOKENS, _WIDTH, generator=generator, dtype=torch.float32, device="cpu").requires_grad_()
+    grad = torch.randn(_TOKENS, _WIDTH, generator=generator, dtype=torch.float32, device="cpu")
     times: dict[bool, list[float]] = {False: [], True: []}
     start = time.perf_counter()
     while len(times[True]) < _ROUNDS or time.perf_counter() - start < _SECONDS:

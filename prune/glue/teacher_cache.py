@@ -34,7 +34,7 @@ class TeacherCache:
     ) -> None:
         self.device = device
         self._tokens = sum(lengths)
-        counts = torch.tensor(lengths, dtype=torch.int64)
+        counts = torch.tensor(lengths, dtype=torch.int64, device="cpu")
         self._starts = (counts.cumsum(0) - counts).to(device)
         self._folder = folder
         self._limit = free_bytes(device) // 2 if limit is None else limit

@@ -17,7 +17,7 @@ class Method:
 
     def unseen(self, layer: Layer) -> None:
         """Take in that no token comes to this expert: as if each input came alone, so that sizes decide."""
-        self.see(layer, torch.eye(layer.view.shape[1], device=layer.weight.device))
+        self.see(layer, torch.eye(layer.view.shape[1], dtype=torch.float32, device=layer.weight.device))
 
     def prune(self, layer: Layer) -> None:
         """Zero weights of a layer in place."""

@@ -38,7 +38,7 @@ class Visits:
     def __init__(self, modules: Iterable[nn.Module], device: torch.device | str) -> None:
         try:
             self._device = torch.device(device)
-            usable = not torch.zeros(1, device=self._device).is_meta
+            usable = not torch.empty(0, dtype=torch.float32, device=self._device).is_meta
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # torch without CUDA asserts
             raise PruningError(f"device: {device!r} can't be used: {one_line(error)}") from None
         if not usable:

@@ -13,12 +13,12 @@ def pack_bits(mask: Tensor) -> Tensor:
     [13]
     """
     flat = mask.detach().flatten().cpu()
-    padded = torch.zeros(-(-flat.numel() // 8) * 8, dtype=torch.uint8)
+    padded = torch.zeros(-(-flat.numel() // 8) * 8, dtype=torch.uint8, device="cpu")
     padded[: flat.numel()] = flat
-    return (padded.view(-1, 8) * torch.tensor(_WEIGHTS, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return (padded.view(-1, 8) * torch.tensor(_WEIGHTS, dtype=torch.uint8, device="cpu")).sum(1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, like: Tensor) -> Tensor:
     """The mask that was packed, with the shape and device of `like`."""
-    flat = (bits.cpu()[:, None] & torch.tensor(_WEIGHTS, dtype=torch.uint8)).ne(0).flatten()
+    flat = (bits.cpu()[:, None] & torch.tensor(_WEIGHTS, dtype=torch.uint8, device="cpu")).ne(0).flatten()
     return flat[: like.numel()].view(like.shape).to(like.device)

@@ -44,7 +44,7 @@ def load_group_state(group: PrunedGroup, state: dict[str, Any]) -> None:
         group.scoring.scores = group.scoring.new()
     for mine, saved, rows in zip(group.scoring.scores, state["scores"], _rows_of_scores(group), strict=True):
         mine.copy_(rows.of(saved))
-    group.scoring.seen.copy_(torch.tensor(state["seen"]))
+    group.scoring.seen.copy_(torch.tensor(state["seen"], device="cpu"))
     group.active = state["active"]
     parts = state["parts"]
     group.parts = Parts(parts["event_step"], parts["layer"].cpu(), parts["unit"].cpu()) if parts else None

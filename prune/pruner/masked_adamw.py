@@ -132,7 +132,7 @@ class MaskedAdamW(torch.optim.AdamW):
         steps = [self._state_of(p)["step"] for p in params]
         together, parts = self._counted.get(number, (None, []))
         if together is None or len(parts) != len(steps) or any(a is not b for a, b in zip(parts, steps, strict=True)):
-            together = torch.tensor([float(step) for step in steps])
+            together = torch.tensor([float(step) for step in steps], dtype=torch.float32, device="cpu")
             parts = [together[i] for i in range(len(steps))]
             for p, part in zip(params, parts, strict=True):
                 self.state[p]["step"] = part
@@ -143,7 +143,7 @@ class MaskedAdamW(torch.optim.AdamW):
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         if not state["step"].is_cpu:  # as a fused AdamW, whose state was loaded, has it

@@ -212,11 +212,12 @@ def time_steps(
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
     dense = nn.Linear(cols, rows, device="meta").to_empty(device="cpu").to(weight_dtype)
     dense.bias.data.zero_()
-    mask = torch.rand(rows // unit[0], cols // unit[1], generator=generator) < density
+    grid = rows // unit[0], cols // unit[1]
+    mask = torch.rand(grid, generator=generator, dtype=torch.float32, device="cpu") < density
     wide = mask.repeat_interleave(unit[0], 0).repeat_interleave(unit[1], 1)
     dense.weight.data = (draw(rows, cols) * wide).to(weight_dtype)
     masked = mask_linear(copy.deepcopy(dense))

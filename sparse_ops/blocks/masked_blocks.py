@@ -63,12 +63,12 @@ def _blocks(mask: Tensor, n: int, dtype: torch.dtype) -> PackedBlocks:
     groups, cols = mask.shape
     _, column = mask.nonzero(as_tuple=True)
     lengths = mask.sum(1)
-    none = torch.empty(0, dtype=torch.int32)
+    none = torch.empty(0, dtype=torch.int32, device="cpu")
     return PackedBlocks(
-        torch.empty(0, n, 1, dtype=dtype),
+        torch.empty(0, n, 1, dtype=dtype, device="cpu"),
         column.to(torch.int16 if cols < 1 << 15 else torch.int32),
         pad(lengths.cumsum(0), (1, 0)).to(torch.int32),
-        torch.arange(groups, dtype=torch.int32),
+        torch.arange(groups, dtype=torch.int32, device="cpu"),
         none, none, none, groups * n, cols, n, int(lengths.max()) if groups else 0,
     )  # fmt: skip
 

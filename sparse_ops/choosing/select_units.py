@@ -77,7 +77,7 @@ def _count_pruned(units: _Units, sizes: Tensor, lo: Tensor, hi: Tensor, target: 
         gone = clamped.sum(0) * sizes[0] if is_one_size else (clamped * sizes[:, None]).sum(0)
 
         def first_bin_past(size: int) -> int:  # the walk passes a unit of this size while gone < target - size / 2
-            return int(torch.searchsorted(2 * gone, torch.tensor(2 * target - size)))
+            return int(torch.searchsorted(2 * gone, torch.tensor(2 * target - size, device="cpu")))
 
         first, last = first_bin_past(int(sizes.max())), min(first_bin_past(int(sizes.min())), BINS - 1)
         if first >= BINS:
@@ -89,14 +89,15 @@ def _count_pruned(units: _Units, sizes: Tensor, lo: Tensor, hi: Tensor, target: 
     if first == last and is_free and is_one_size:
         return before + _share(candidates, int(sizes[0]), target - int((before * sizes).sum()))
     key = torch.cat(candidates)
-    layer = torch.repeat_interleave(torch.arange(len(candidates)), torch.tensor([len(part) for part in candidates]))
+    lengths = torch.tensor([len(part) for part in candidates], device="cpu")
+    layer = torch.repeat_interleave(torch.arange(len(candidates), device="cpu"), lengths)
     order = torch.argsort(key, stable=True)
     layer = layer[order]
     by_layer = torch.argsort(layer, stable=True)
     counts = torch.bincount(layer, minlength=len(candidates))
     starts = torch.cumsum(counts, 0) - counts
     ranks = torch.empty_like(layer)
-    ranks[by_layer] = torch.arange(len(layer)) - starts[layer[by_layer]] + before[layer[by_layer]]
+    ranks[by_layer] = torch.arange(len(layer), device="cpu") - starts[layer[by_layer]] + before[layer[by_layer]]
 
     floor = before.clamp(lo, hi)
     taken = _walk(ranks, sizes[layer], floor[layer], hi[layer], int((floor * sizes).sum()), target)
@@ -108,7 +109,7 @@ def _share(candidates: Sequence[Tensor], size: int, target: int) -> Tensor:
     every = torch.cat(list(candidates))
     count = min(max(-((size - 2 * target) // (2 * size)), 0), len(every))
     if not count:
-        return torch.zeros(len(candidates), dtype=torch.int64)
+        return torch.zeros(len(candidates), dtype=torch.int64, device="cpu")
     edge = torch.kthvalue(every, count).values
     lower, equal = (torch.stack([part.sum() for part in parts]) for parts in (
         [part < edge for part in candidates], [part == edge for part in candidates],
@@ -122,7 +123,7 @@ def _lowest(key: Tensor, bins: Tensor, histogram: Tensor, count: int) -> Tensor:
     if count <= 0 or count >= key.numel():
         return torch.full_like(key, count <= 0, dtype=torch.bool)
     below = torch.cumsum(histogram, 0)
-    edge = int(torch.searchsorted(below, torch.tensor(count)))
+    edge = int(torch.searchsorted(below, torch.tensor(count, device="cpu")))
     keep = bins >= edge
     inside = (bins == edge).nonzero()[:, 0]
     order = torch.argsort(key[inside], stable=True)
@@ -151,10 +152,10 @@ def _select(make, scores, masks, sizes, lo, hi, targets) -> None:
             _select(make, scores[one], masks[one], sizes[one], lo[one], hi[one], targets[one])
         return
     units = make(scores, masks)
-    numbers = torch.tensor([mask.numel() for mask in masks])
+    numbers = torch.tensor([mask.numel() for mask in masks], device="cpu")
     lo = torch.minimum(torch.maximum(lo, units.histogram[:, 0]), numbers)  # the first bin is of those that are gone
     hi = torch.minimum(torch.maximum(hi, lo), numbers)
-    units.prune(_count_pruned(units, torch.tensor(sizes), lo, hi, int(targets)).tolist())
+    units.prune(_count_pruned(units, torch.tensor(sizes, device="cpu"), lo, hi, int(targets)).tolist())
 
 
 def _reference(scores, masks, sizes, lo, hi, targets, plan) -> None:

@@ -44,10 +44,10 @@ def _layout(device: torch.device) -> str:
 def find_layout(library: Library24, device: torch.device) -> str:
     """Try a library; see `layout_24`."""
     generator = torch.Generator().manual_seed(24)
-    dense = torch.randn(SIZE, SIZE, generator=generator).to(device, torch.float16)
+    dense = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float32, device="cpu").to(device, torch.float16)
     mask = nm_mask(dense, 2, 4, magnitude=True)
     dense = dense.where(mask, 0)
-    x = torch.randn(_TOKENS, SIZE, generator=generator).to(device, torch.float16)
+    x = torch.randn(_TOKENS, SIZE, generator=generator, dtype=torch.float32, device="cpu").to(device, torch.float16)
     try:
         want = library.compress(dense)
         is_right = _is_product(library.multiply(x, want, None, SIZE), x, dense)

@@ -55,7 +55,7 @@ class Linear24(DirectModule):
         weight = torch.zeros(out_features, in_features, device=device, dtype=dtype)
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
-        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
+        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8, device="cpu"), persistent=False)
         mask = torch.zeros_like(weight, dtype=torch.bool)
         self._keep(pack_24(weight, layout or layout_24(weight.device), mask=mask))
 
