@@ -78,9 +78,9 @@ def compress(
         except PruningError as error:
             report.add_note(f"all channels stay: {error}")
         else:
-            for row in report.channels.chains:
-                if row.reason.startswith(NEEDED):
-                    report.add_note(f"channels of {', '.join(row.producers)}: {row.reason}")
+            for chain in report.channels.chains:
+                if chain.reason.startswith(NEEDED):
+                    report.add_note(f"channels of {', '.join(chain.producers)}: {chain.reason}")
     example = getattr(bare, "dummy_inputs", None) if example is None else example
     shared, unnamed = _shared_weights(bare), naming_obstacles(bare, before)
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
