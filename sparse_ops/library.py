@@ -1,6 +1,7 @@
 """Registration of the operators as `torch.ops.trisparse.*`."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -102,6 +103,11 @@ def is_watched(*tensors: Tensor) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Products inside have the dtype of what is multiplied; meta has no autocast to turn off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def check_derivative(name: str) -> None:

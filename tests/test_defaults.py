@@ -1,4 +1,4 @@
-"""Whatever a program makes torch's default dtype or device, masks and weights come out the same."""
+"""Whatever torch's default dtype and device are, and under autocast, masks and weights come out the same."""
 
 import ast
 import contextlib
@@ -77,6 +77,29 @@ def test_defaults_of_torch_change_nothing(work, pattern, name):
     with default(name):
         found = work(pattern)
     torch.testing.assert_close(found, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "dsnot"])
+def test_what_is_computed_of_inputs_is_not_rounded_by_autocast(method):
+    weights = []
+    for enabled in (False, True):
+        model = network()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            prune_once(model[:1], method, [(X,)], pattern="2:4", exclude_head=False)
+        weights.append(model[0].weight)
+    assert torch.equal(*weights)
+
+
+def test_constants_are_folded_without_autocast():
+    parameters = []
+    for enabled in (False, True):
+        model = network()
+        prune_once(model, pattern="1xchannel", target_sparsity=0.5, exclude_head=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            compact(model, (X,))
+        assert model[0].out_features < 128
+        parameters.append([*model.parameters()])
+    torch.testing.assert_close(*parameters, rtol=0, atol=0)
 
 
 def left_to_defaults(source):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trisparse.prune.errors import PruningError
 from trisparse.prune.evaluating import evaluating
+from trisparse.sparse_ops.library import no_autocast
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest output; 16-bit types round more
 _TOLERANCE_16 = 3e-2  # and of float32 where its products may be rounded like them
@@ -55,11 +56,13 @@ def _part(value: Any) -> Any:
 def run(model: nn.Module, example: Any) -> Any:
     """What the model gives for the example, in evaluation mode.
 
-    Random numbers, which some models draw even then, are the same each time; those of the caller stay as they were.
+    Random numbers, which some models draw even then, are the same each time; those of the caller stay as they were. It
+    runs without autocast, so that constants that are folded into weights are as exact as these.
     """
     device = next(model.parameters()).device
     moved: Any = _to(example, device)
-    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    plain = no_autocast(device)
+    with evaluating(model), plain, torch.random.fork_rng([device] if device.type == "cuda" else []):
         return model(**moved) if isinstance(moved, Mapping) else model(*moved)
 
 

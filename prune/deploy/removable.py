@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trisparse.prune.channels.chains import Chain, Side
 from trisparse.prune.channels.shrinking import rows_of
+from trisparse.sparse_ops.library import no_autocast
 
 
 class Units(NamedTuple):
@@ -77,7 +78,8 @@ def folded(layer: Any, side: Side, gone: Tensor) -> Tensor:
     always = (gone[side.unit] & fixed).to(layer.weight.device)
     weight = rows_of(layer)
     taps = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    return taps[:, always] @ values.to(taps)[always]
+    with no_autocast(taps.device):
+        return taps[:, always] @ values.to(taps)[always]
 
 
 def _all(units: int, unit: Tensor, flags: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from trisparse.prune.layers.weights import named_weights
 from trisparse.prune.one_shot.inputs import See, is_called, watched
 from trisparse.prune.one_shot.method import Method
 from trisparse.prune.one_shot.visits import Visits
+from trisparse.sparse_ops.library import no_autocast
 
 
 class Block(NamedTuple):
@@ -128,7 +129,8 @@ def calibrate(
                     _run_all(model, block.layers, data, method.see, method.unseen, [block.module], calls, own, visits)
                     for layer in block.layers:
                         before[layer] = layer.values.to("cpu", copy=True)
-                        method.prune(layer)
+                        with no_autocast(layer.weight.device):
+                            method.prune(layer)
         except BaseException:
             for layer, weight in before.items():
                 layer.values.copy_(weight)
@@ -172,7 +174,8 @@ def _run_all(
         x = x.reshape(-1, x.shape[-1])
         tokens[layer] += len(x) if layer.part is None else int((x != 0).any(-1).sum())  # some hide by zeros
         finite[layer] = finite.get(layer, True) & x.isfinite().all()
-        see(layer, x)
+        with no_autocast(x.device):  # the forward is the caller's, sums over its inputs are not rounded like it
+            see(layer, x)
 
     direct: set[Layer] = set()
 

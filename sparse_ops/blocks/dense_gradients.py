@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trisparse.sparse_ops.blocks.packed_blocks import PackedBlocks, places
+from trisparse.sparse_ops.library import no_autocast
 
 FEW_TOKENS = 64  # up to here by kernels; a step of 4096 tokens on them took an H200 four to eight times a dense one
 
@@ -30,7 +31,7 @@ def input_gradient(grad: Tensor, matrix: PackedBlocks) -> Tensor:
     where, high = _transposed_places(matrix)
     dense = matrix.values.new_zeros((matrix.cols + 1) * high).scatter_(0, where, matrix.values.flatten())
     weight_t = dense.view(matrix.cols + 1, high)[: matrix.cols, : matrix.rows]
-    with torch.autocast(grad.device.type, enabled=False):  # the result has the dtype of grad
+    with no_autocast(grad.device):  # the result has the dtype of grad
         return grad @ weight_t.t()
 
 

@@ -16,7 +16,7 @@ from trisparse.sparse_ops.blocks.packed_blocks import unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm
 from trisparse.sparse_ops.blocks.spmm_t import spmm_t
 from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
-from trisparse.sparse_ops.library import is_seen
+from trisparse.sparse_ops.library import is_seen, no_autocast
 from trisparse.sparse_ops.packed_modules import autocast_dtype
 
 _OWN = ("kept", "tokens", "computed")
@@ -64,11 +64,12 @@ def _dense_gradients(grad: Tensor, x: Tensor, weight: Tensor, kept: MaskedBlocks
     mask = unpack_blocks(kept.matrix._replace(values=ones))
     rows = grad.reshape(-1, grad.shape[-1]).to(weight.dtype)
     flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-    return (
-        (rows @ (weight * mask)).to(x.dtype).view(x.shape) if needs[0] else None,
-        (rows.t() @ flat) * mask if needs[1] else None,
-        rows.sum(0) if needs[2] else None, None, None,
-    )  # fmt: skip
+    with no_autocast(grad.device):
+        return (
+            (rows @ (weight * mask)).to(x.dtype).view(x.shape) if needs[0] else None,
+            (rows.t() @ flat) * mask if needs[1] else None,
+            rows.sum(0) if needs[2] else None, None, None,
+        )  # fmt: skip
 
 
 class LinearMasked(nn.Linear):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trisparse.sparse_ops.blocks.dense_gradients import is_dense, values_gradient
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, places
-from trisparse.sparse_ops.library import define
+from trisparse.sparse_ops.library import define, no_autocast
 
 
 def sddmm_reference(grad, x, *matrix) -> Tensor:
@@ -15,7 +15,8 @@ def sddmm_reference(grad, x, *matrix) -> Tensor:
     packed = PackedBlocks(*matrix)
     row, column = places(packed)
     inside = (row < packed.rows) & (column < packed.cols)
-    full = grad.t() @ x
+    with no_autocast(grad.device):  # the result has the dtype of grad
+        full = grad.t() @ x
     return full[row.clamp(max=packed.rows - 1), column.clamp(max=packed.cols - 1)].where(inside, 0)
 
 

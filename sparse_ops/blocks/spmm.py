@@ -13,9 +13,9 @@ from torch.nn.functional import linear
 from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm
-from trisparse.sparse_ops.blocks.spmm_t import spmm_t, spmm_t_on_cpu
+from trisparse.sparse_ops.blocks.spmm_t import spmm_t, spmm_t_on_cpu, spmm_t_reference
 from trisparse.sparse_ops.checks import check_device
-from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen
+from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen, no_autocast
 
 _PARTS = len(PackedBlocks._fields)
 
@@ -23,7 +23,7 @@ _PARTS = len(PackedBlocks._fields)
 def product_reference(x, *rest) -> Tensor:
     """Plain torch: unpack, then multiply densely; see `vector_spmm`."""
     matrix, (bias, activation) = PackedBlocks(*rest[:_PARTS]), rest[_PARTS:]
-    with torch.autocast(x.device.type, enabled=False):  # the result has the dtype of x
+    with no_autocast(x.device):  # the result has the dtype of x
         return ACTIVATIONS[activation](linear(x, unpack_blocks(matrix), bias))
 
 
@@ -46,7 +46,7 @@ def _backward(ctx, grad):
         elif not is_seen(grad, matrix.values):
             grad_x = spmm_t_on_cpu(grad, *matrix)
         else:
-            grad_x = grad @ unpack_blocks(matrix)
+            grad_x = spmm_t_reference(grad, *matrix)
     if ctx.needs_input_grad[1]:
         grad_values = sddmm(grad, x, matrix)
     if ctx.needs_input_grad[_PARTS + 1]:

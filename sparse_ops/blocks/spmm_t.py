@@ -7,12 +7,13 @@ from torch import Tensor
 
 from trisparse.sparse_ops.blocks.dense_gradients import input_gradient, is_dense
 from trisparse.sparse_ops.blocks.packed_blocks import LOWEST, SCHEMA, PackedBlocks, unpack_blocks
-from trisparse.sparse_ops.library import define
+from trisparse.sparse_ops.library import define, no_autocast
 
 
 def spmm_t_reference(grad, *matrix) -> Tensor:
     """Plain torch; see `spmm_t`."""
-    return grad @ unpack_blocks(PackedBlocks(*matrix))
+    with no_autocast(grad.device):  # the result has the dtype of grad
+        return grad @ unpack_blocks(PackedBlocks(*matrix))
 
 
 def _kernel(grad, *rest) -> Tensor:

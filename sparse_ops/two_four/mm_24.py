@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from trisparse.sparse_ops.checks import check_device
-from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen
+from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen, no_autocast
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
 from trisparse.sparse_ops.two_four.packed_24 import Packed24
 
@@ -18,7 +18,7 @@ FEW_TOKENS = 64  # up to here a kernel of ours
 
 def mm_24_reference(x, packed, packed_t, patterns, weight, bias, rows, cols, layout, masked) -> Tensor:
     """Plain torch; see `mm_24`."""
-    with torch.autocast(x.device.type, enabled=False):  # the result has the dtype of x
+    with no_autocast(x.device):  # the result has the dtype of x
         return linear(x, torch.ops.trisparse.unpack_24(packed, rows, cols, layout), bias)
 
 
@@ -63,15 +63,16 @@ def _backward(ctx, grad):
     grad = grad.contiguous()
     ops = torch.ops.trisparse
     grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        if ctx.both:
-            grad_x = ops.mm_24(grad, packed, packed[:0], patterns, None, None, cols, rows, layout, masked)
-        else:
-            grad_x = grad @ ops.unpack_24(packed, rows, cols, layout)
-    if ctx.needs_input_grad[4]:
-        grad_weight = grad.t() @ x
-        if masked:
-            grad_weight = grad_weight.where(ops.mask_24(patterns, rows, cols), 0)
+    with no_autocast(grad.device):  # gradients have the dtypes of x and the weight
+        if ctx.needs_input_grad[0]:
+            if ctx.both:
+                grad_x = ops.mm_24(grad, packed, packed[:0], patterns, None, None, cols, rows, layout, masked)
+            else:
+                grad_x = grad @ ops.unpack_24(packed, rows, cols, layout)
+        if ctx.needs_input_grad[4]:
+            grad_weight = grad.t() @ x
+            if masked:
+                grad_weight = grad_weight.where(ops.mask_24(patterns, rows, cols), 0)
     if ctx.needs_input_grad[5]:
         grad_bias = grad.sum(0)
     return grad_x, None, None, None, grad_weight, grad_bias, None, None, None, None

@@ -7,6 +7,7 @@ from trisparse.sparse_ops import pack_blocks
 from trisparse.sparse_ops.blocks.dense_gradients import FEW_TOKENS, input_gradient, is_dense, values_gradient
 from trisparse.sparse_ops.blocks.packed_blocks import unpack_blocks
 from trisparse.sparse_ops.blocks.sddmm import sddmm_reference
+from trisparse.sparse_ops.blocks.spmm_t import spmm_t_reference
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (37, 50), (0, 8), (8, 0), (3, 1)], ids=str)
@@ -33,3 +34,12 @@ def test_a_result_has_the_dtype_of_its_gradient_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert input_gradient(torch.ones(70, 8), matrix).dtype == torch.float32
         assert values_gradient(torch.ones(70, 8), torch.ones(70, 8), matrix).dtype == torch.float32
+
+
+def test_references_of_gradients_are_not_rounded_by_autocast():
+    matrix = pack_blocks(torch.randn(8, 16), (4, 1))
+    grad, x = torch.randn(70, 8), torch.randn(70, 16)
+    want = spmm_t_reference(grad, *matrix), sddmm_reference(grad, x, *matrix)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = spmm_t_reference(grad, *matrix), sddmm_reference(grad, x, *matrix)
+    torch.testing.assert_close(found, want, rtol=0, atol=0)

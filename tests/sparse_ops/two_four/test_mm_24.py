@@ -55,6 +55,16 @@ def test_gradients_have_the_dtype_of_the_master_weight():
     assert weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_are_not_rounded_by_an_autocast_around_backward(transposed):
+    x, weight = torch.randn(5, 12, requires_grad=True), torch.randn(8, 12, requires_grad=True)
+    matrix = pack_24(weight.detach(), "bitmask" if not transposed else "cslt_sm90", transposed=transposed)
+    want = torch.autograd.grad(mm_24(x, matrix, None, weight).sum(), (x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(mm_24(x, matrix, None, weight).sum(), (x, weight))
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+
+
 def test_a_second_derivative_is_refused(tensors):
     x, weight, _ = tensors
     y = mm_24(x, pack_24(weight.detach(), "bitmask"), None, weight)
