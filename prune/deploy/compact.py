@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,17 +67,20 @@ def compact_found(model: nn.Module, found: Found, example: Any, multiple: int | 
     multiple = _MULTIPLES.get(device, _MULTIPLES["cuda"]) if multiple is None else multiple
     example = getattr(model, "dummy_inputs", None) if example is None else example
     report, count = CompactionReport(note=found.note), _count(model)
-    before: list[Tensor] = []
-    if any(_plan(model, chain, multiple)[1] is not None for chain in chains):  # other models need no example
-        before = _run(model, example)
+    before: list[Tensor] | None = None
+
+    def look() -> None:  # not until something is to go, so that other models need no example
+        nonlocal before
+        before = _run(model, example) if before is None else before
+
     saved = _state_of(model, chains)
     try:
-        report.chains = _remove(model, chains, multiple, {})
+        report.chains = _remove(model, chains, multiple, {}, look)
         trouble, cause = _trouble(before, model, example)
         if trouble:
             _put_back(saved)
             stay = _that_are_needed(model, chains, multiple, before, example)
-            report.chains = _remove(model, chains, multiple, stay)
+            report.chains = _remove(model, chains, multiple, stay, look)
             trouble, cause = _trouble(before, model, example)
         if trouble:
             raise PruningError(
@@ -95,28 +98,31 @@ def compact_found(model: nn.Module, found: Found, example: Any, multiple: int | 
     return report
 
 
-def _remove(model: nn.Module, chains: Sequence[Chain], multiple: int, stay: Mapping[int, str]) -> list[CompactedChain]:
-    """Cut all chains but those that stay, by number and for what reason; a row each."""
+def _remove(
+    model: nn.Module, chains: Sequence[Chain], multiple: int, stay: Mapping[int, str], look: Callable[[], None]
+) -> list[CompactedChain]:
+    """Cut all chains but those that stay, by number and for what reason, after a look at the model; a row each."""
     rows = []
     for number, chain in enumerate(chains):
         row, kept = _plan(model, chain, multiple)
         if kept is not None and number in stay:
             row.kept, row.reason = row.units, stay[number]
         elif kept is not None:
+            look()
             _cut(model, chain, kept)
         rows.append(row)
     return rows
 
 
 def _that_are_needed(
-    model: nn.Module, chains: Sequence[Chain], multiple: int, before: list[Tensor], example: Any
+    model: nn.Module, chains: Sequence[Chain], multiple: int, before: list[Tensor] | None, example: Any
 ) -> dict[int, str]:
     """The chains without whose zero channels, and those alone, the model fails: a forward may know its sizes."""
     needed = {}
     for number, chain in enumerate(chains):
         saved = _state_of(model, [chain])
         try:
-            _remove(model, [chain], multiple, {})
+            _remove(model, [chain], multiple, {}, lambda: None)
             if trouble := _trouble(before, model, example)[0]:
                 needed[number] = f"{NEEDED} ({trouble})"
         finally:
@@ -149,7 +155,7 @@ def _run(model: nn.Module, example: Any) -> list[Tensor]:
         ) from error
 
 
-def _trouble(before: list[Tensor], model: nn.Module, example: Any) -> tuple[str, Exception | None]:
+def _trouble(before: list[Tensor] | None, model: nn.Module, example: Any) -> tuple[str, Exception | None]:
     """How outputs differ from those before, if they were looked at, or what a forward raises that knew its sizes."""
     try:
         return (difference(before, outputs_of(model, example)) if before else ""), None
