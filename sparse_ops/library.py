@@ -95,14 +95,16 @@ def is_watched(*tensors: Tensor) -> bool:
         any(type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter for tensor in tensors)
         or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(
-            type(torch._C._get_function_stack_at(i))
-            is not DeviceContext  # a default device changes no operator of ours
-            for i in range(torch._C._len_torch_function_stack())
-        )
+        or (torch._C._len_torch_function_stack() > 0 and _has_function_mode())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
+
+
+def _has_function_mode() -> bool:
+    """A default device is one too, but changes none of our operators, which say where their tensors lie."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:

@@ -61,8 +61,7 @@ def run(model: nn.Module, example: Any) -> Any:
     """
     device = next(model.parameters()).device
     moved: Any = _to(example, device)
-    plain = no_autocast(device)
-    with evaluating(model), plain, torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with evaluating(model), no_autocast(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         return model(**moved) if isinstance(moved, Mapping) else model(*moved)
 
 

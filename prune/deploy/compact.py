@@ -117,7 +117,7 @@ def _remove(
 def _that_are_needed(
     model: nn.Module, chains: Sequence[Chain], multiple: int, before: list[Tensor] | None, example: Any
 ) -> dict[int, str]:
-    """The chains without whose zero channels, and those alone, the model fails: a forward may know its sizes."""
+    """Chains whose zero channels the model needs, as a forward may that knows its sizes; each is tried by itself."""
     needed = {}
     for number, chain in enumerate(chains):
         saved = _state_of(model, [chain])

@@ -130,14 +130,16 @@ class Attachment:
     @staticmethod
     def _others_write(optimizer: torch.optim.Optimizer) -> bool:
         """Whether a subclass's own step, or another hook, may have written to weights that MaskedAdamW masked."""
+        if not isinstance(optimizer, MaskedAdamW):
+            return False
         is_own_step = inspect.unwrap(type(optimizer).step) is not inspect.unwrap(MaskedAdamW.step)
         return is_own_step or len(optimizer._optimizer_step_post_hooks) > 1
 
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if _is_running(self._running):  # a subclass's step calls super().step(), which has hooks of its own
-            self._inner += 1
-            return
         if self._running is not None:
+            if _is_running(self._running):  # a subclass's step calls super().step(), which has hooks of its own
+                self._inner += 1
+                return
             self._running = None
             self._broke_off()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -172,6 +174,7 @@ class Attachment:
         """Remove the hooks; the masks stay as they are, and are no longer held."""
         for handle in self._handles:
             handle.remove()
+        self._running = None  # of a step that raised: it would keep what that step had at hand
         for group in self._groups:
             group.copies = []
         if isinstance(self._optimizer, MaskedAdamW) and self._optimizer.groups is self._groups:
@@ -196,9 +199,9 @@ class Attachment:
             warnings.warn(left, stacklevel=2)
 
 
-def _is_running(frame: FrameType | None) -> bool:
+def _is_running(frame: FrameType) -> bool:
     """Whether the function of this frame has called, over any number of others, the one that asks."""
     caller: FrameType | None = sys._getframe(1)
     while caller is not None and caller is not frame:
         caller = caller.f_back
-    return frame is not None and caller is frame
+    return caller is frame
