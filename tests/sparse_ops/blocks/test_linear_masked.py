@@ -178,6 +178,18 @@ def test_autocast(unit):
         torch.testing.assert_close(masked(x), dense(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_gradients_are_not_rounded_by_an_autocast_around_backward(create_graph):
+    _, masked, _ = layers(dtype=torch.float32)
+    x = torch.randn(40, 32, requires_grad=True)
+    found = []
+    for enabled in (False, True):
+        y, inputs = masked(x), (x, *masked.parameters())
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(y.square().sum(), inputs, create_graph=create_graph))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant):
     dense, masked, wide = layers(dtype=torch.float32)
