@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import re
+import statistics
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -249,6 +250,14 @@ def test_speeds_of_a_model_without_avx512_are_those_of_their_file():
     assert f"ONNX Runtime {' and '.join(times('onnxruntime'))}, OpenVINO {' and '.join(times('openvino'))}" in page
     one, eight = times("packed")
     assert f"| {one} times with one text, {eight} times with eight |" in TEXTS["README.md"]
+
+
+def test_hours_of_a_recipe_are_those_of_their_file():
+    (row,) = read("glue_training_time")["rows"]
+    seconds = {kind: statistics.median(times) for kind, times in row["seconds"].items()}
+    said = f"{seconds['dense']:.0f} s with `off` and {seconds['sparse']:.0f} s with `on`, {row['times_faster']:.2f} times"
+    assert f"The recipe `{row['recipe']}`" in TEXTS["training.md"]
+    assert said in " ".join(TEXTS["training.md"].split())
 
 
 def test_speeds_of_a_model_on_a_cpu_are_those_of_their_file():
