@@ -255,7 +255,9 @@ def test_speeds_of_a_model_without_avx512_are_those_of_their_file():
 def test_hours_of_a_recipe_are_those_of_their_file():
     (row,) = read("glue_training_time")["rows"]
     seconds = {kind: statistics.median(times) for kind, times in row["seconds"].items()}
-    said = f"{seconds['dense']:.0f} s with `off` and {seconds['sparse']:.0f} s with `on`, {row['times_faster']:.2f} times"
+    said = (
+        f"{seconds['dense']:.0f} s with `off` and {seconds['sparse']:.0f} s with `on`, {row['times_faster']:.2f} times"
+    )
     assert f"The recipe `{row['recipe']}`" in TEXTS["training.md"]
     assert said in " ".join(TEXTS["training.md"].split())
 
