@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_saved, transformers_models
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.layers.modules import op_type, replace_module, unwrap
+from trisparse.prune.layers.weights import named_weights
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 PACKED = (Linear24, LinearBlocks)
@@ -97,8 +99,27 @@ def compress(
     if outputs and _keep_if_equal(bare, outputs, example, report) and prefer == "speed":
         _fold_if_equal(bare, outputs, example, report)
     report.bytes_after = model_bytes(bare)
+    if whole := _stored_whole(bare, report.bytes_after):
+        report.add_note(whole)
     note_in_config(bare)
     return model, report
+
+
+def _stored_whole(model: nn.Module, bytes_of_all: int) -> str:
+    """Which weights have zeros and are no linear layer's, by kind of module; an empty string if none has."""
+    others = {id(part.tensor): part for part in named_weights(model) if op_type(part.module) != "Linear"}
+    counts: Counter[str] = Counter()
+    zeros = numbers = nbytes = 0
+    for part in others.values():
+        if part.tensor is None or not (missing := part.tensor.numel() - int(part.tensor.count_nonzero())):
+            continue
+        counts[type(part.module).__name__] += 1
+        zeros, numbers, nbytes = zeros + missing, numbers + part.tensor.numel(), nbytes + part.tensor.nbytes
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{count} of {kind}" for kind, count in counts.most_common())
+    shares = f"{zeros / numbers:.0%} of them zero, {nbytes / bytes_of_all:.0%} of all bytes"
+    return f"only linear layers are packed, these weights with zeros stay whole: {kinds} ({shares})"
 
 
 def _outputs(model: nn.Module, example: Any, report: CompressionReport) -> list[Tensor]:
