@@ -12,7 +12,10 @@ struct Matrix {
   int64_t rows, cols, n, m, run;
 
   int64_t groups() const { return (rows + n - 1) / n; }
-  int64_t row(int64_t stored) const { return order[stored / run] * run + stored % run; }
+  int64_t row(int64_t stored) const {
+    uint32_t at = (uint32_t)stored, together = (uint32_t)run;  // a division of 64 bits takes many times as long
+    return order[at / together] * run + at % together;
+  }
 };
 
 // `_Weight` of spmm.py: what one product has in common with the next.
