@@ -125,6 +125,7 @@ def test_flags_and_keys_exist():
 
     flags = {  # of other programs
         "record", "models", "logdir", "nproc_per_node", "out", "minilm", "rows", "seeds", "epochs", "runs", "compressed",
+        "data", "recipes",
     }  # fmt: skip
     for command, (module, _) in COMMANDS.items():
         flags |= {flag.lstrip("-") for flag in importlib.import_module(module).make_parser(command).flags()}
