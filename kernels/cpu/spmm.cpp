@@ -149,11 +149,10 @@ template <class Value>
 void product(
     const Value* x, const Matrix& w, const Value* bias, int64_t activation, Value* y, int64_t tokens, int64_t threads) {
   if (!tokens || !w.rows) return;
+  if (w.m > 1 && tokens <= few(4)) return product_of_few<4, true>(x, w, bias, activation, y, tokens, threads);
   auto run = [&](auto height) {
-    constexpr int HEIGHT = height();
-    if (tokens > few(HEIGHT)) return product_of_many<HEIGHT>(x, w, bias, activation, y, tokens, threads);
-    if (HEIGHT == 4 && w.m > 1) return product_of_few<HEIGHT, HEIGHT == 4>(x, w, bias, activation, y, tokens, threads);
-    product_of_few<HEIGHT, false>(x, w, bias, activation, y, tokens, threads);
+    if (tokens <= few(height())) return product_of_few<height(), false>(x, w, bias, activation, y, tokens, threads);
+    return product_of_many<height()>(x, w, bias, activation, y, tokens, threads);
   };
   if (w.n == 1) return run(std::integral_constant<int, 1>());
   if (w.n == 2) return run(std::integral_constant<int, 2>());
