@@ -27,11 +27,15 @@ def run(args: GlueArguments) -> dict[str, Any]:
     Raises:
         PruningError: whatever the user can mend.
     """
+    from trisparse.prune.glue.embedding_gradients import kept_embedding_gradients
     from trisparse.prune.glue.finish import finish
     from trisparse.prune.glue.setup import set_up
 
     setup = set_up(args)
-    progress, teacher_eval = train(setup)
+    # gradients of other processes and compiled graphs take no sparse ones
+    is_plain = setup.accelerator.num_processes == 1 and not args.training.compile
+    with kept_embedding_gradients(setup.bare) if is_plain else contextlib.nullcontext():
+        progress, teacher_eval = train(setup)
     return finish(setup, progress, teacher_eval)
 
 
