@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.prune.channels.shrinking import check_savable
 from trisparse.prune.deploy.checkpoint_files import (
     INDEX,
     WEIGHTS,
@@ -50,12 +49,12 @@ def save_pretrained(
 
     Raises:
         PruningError: no transformers model, one that another method quantized, a path that is a file, a size that is
-            none, metrics that are no numbers, files of something else, convolutions without their zero channels, or
-            tensors that transformers writes otherwise than it would read them; then nothing is written.
+            none, metrics that are no numbers, files of something else, or tensors that transformers writes otherwise
+            than it would read them; then nothing is written.
     """
     check_shard_size(max_shard_size)
     notes = CardNotes({} if metrics is None else metrics)
-    check_savable(transformers_model(model))
+    transformers_model(model)
     with replaced_folder(Path(folder), SAVED, overwrite) as half:
         write_pretrained(model, half, max_shard_size, notes)
 
@@ -63,7 +62,6 @@ def save_pretrained(
 def write_pretrained(model: nn.Module, half: Path, max_shard_size: int | str, notes: CardNotes | None = None) -> None:
     """The files of `save_pretrained`, into an empty folder."""
     bare: Any = transformers_model(model)
-    check_savable(bare)
     note_in_config(bare)
     if not type(bare).__module__.startswith("transformers."):
         name = type(bare).__name__

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trisparse.prune.deploy.layer_spec import Spec, tensors_of
+from trisparse.prune.deploy.layer_spec import Spec, full_weight, tensors_of
 from trisparse.prune.errors import PruningError
 
 _DTYPES = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32"}
@@ -126,9 +126,10 @@ def check_layers(headers: Headers, layers: Mapping[str, Spec], whole: bool) -> d
 
 def _is_as_made(headers: Headers, layer: str, spec: Spec) -> bool:
     """Whether files hold a layer dense and in full that its config describes otherwise."""
-    full = spec["full_shape"][::-1] if spec["conv1d"] else spec["full_shape"]
-    is_other = spec["format"] != "dense" or spec["shape"] != spec["full_shape"]
-    return is_other and f"{layer}.weight" in headers and headers[f"{layer}.weight"][1] == full
+    name, full = full_weight(spec)
+    own = tensors_of(spec).get(name)
+    is_other = own is None or own[0] != full
+    return is_other and f"{layer}.{name}" in headers and headers[f"{layer}.{name}"][1] == full
 
 
 def _check_layer(headers: Headers, layer: str, spec: Spec) -> None:

@@ -8,10 +8,20 @@ import torch
 from torch import nn
 
 from trisparse.prune.costs.fold_activations import fold_activations
-from trisparse.prune.deploy.layer_spec import Spec, activations_of, empty_packed, misfit, shrunken
+from trisparse.prune.deploy.channel_spec import CHANNELS, with_channels
+from trisparse.prune.deploy.layer_spec import (
+    Spec,
+    activations_of,
+    empty_packed,
+    is_of_kind,
+    is_packed,
+    kind_of,
+    misfit,
+    shrunken,
+)
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layers.modules import op_type, replace_module, unwrap
+from trisparse.prune.layers.modules import replace_module, unwrap
 
 
 @torch.no_grad()
@@ -37,10 +47,10 @@ def compress_like(model: nn.Module, description: Spec) -> nn.Module:
     modules = dict(bare.named_modules())
     for name, spec in layers.items():
         layer: Any = modules.get(name)
-        if layer is None or op_type(layer) != "Linear":
-            kind = "no such layer" if layer is None else f"{type(layer).__name__}, not a dense linear layer"
+        if layer is None or not is_of_kind(spec, layer):
+            kind = "no such layer" if layer is None else f"{type(layer).__name__}, not a dense {kind_of(spec)}"
             raise PruningError(f"description: layers: {name}: want the model as it was before compress, found {kind}")
-        if layer.weight.is_meta:
+        if any(tensor.is_meta for tensor in layer.state_dict().values()):
             raise PruningError(
                 f"model: {name} is on the meta device; want one in memory, to_empty(device=...) makes it so"
             )
@@ -55,8 +65,10 @@ def compress_like(model: nn.Module, description: Spec) -> nn.Module:
 
 
 def _empty(layer: Any, spec: Spec) -> nn.Module:
+    if spec["format"] == CHANNELS:
+        return with_channels(layer, spec, next(iter(layer.state_dict().values())).device)
     device, dtype = layer.weight.device, layer.weight.dtype
-    if spec["format"] != "dense":
+    if is_packed(spec):
         return empty_packed(spec, device, dtype)
     smaller = shrunken(layer, spec).to_empty(device=device)
     for parameter in smaller.parameters():

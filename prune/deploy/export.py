@@ -90,11 +90,10 @@ def _without_notes(model: nn.Module) -> Iterator[None]:
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     for name, layer in model.named_modules():
-        is_smaller = hasattr(layer, "full_channels")
-        if spec_of(layer) is None and not is_smaller:
+        if spec_of(layer) is None:
             continue
         for key in [key for key in state if key.startswith(f"{name}.")]:
             del state[key]
-        dense = restored(layer) if is_smaller else unpack_layer(layer)
+        dense = restored(layer) if hasattr(layer, "full_channels") else unpack_layer(layer)
         state |= {f"{name}.{key}": value for key, value in dense.state_dict().items()}
     return state

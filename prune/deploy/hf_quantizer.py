@@ -13,7 +13,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from trisparse.prune.channels.obstacles import check_numbers
 from trisparse.prune.costs.fold_activations import fold_activations
 from trisparse.prune.deploy.checkpoint_files import check_digests, check_layers, read_headers
-from trisparse.prune.deploy.layer_spec import METHOD, PackedTensors, activations_of, describe, note_in_config, shrunken
+from trisparse.prune.deploy.layer_spec import (
+    METHOD,
+    PackedTensors,
+    activations_of,
+    describe,
+    is_packed,
+    note_in_config,
+    shrunken,
+)
 from trisparse.prune.deploy.saved_names import headers_in_model, layers_in_model
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
@@ -60,8 +68,8 @@ class TrisparseQuantizer(HfQuantizer):
             layers = check_layers(headers_in_model(model, headers, layers), layers, digests is not None)
         for name, spec in layers.items():
             layer: Any = model.get_submodule(name)
-            dense = spec["format"] == "dense"
-            replace_module(model, name, shrunken(layer, spec) if dense else PackedTensors(spec, layer.weight.dtype))
+            packed = is_packed(spec)
+            replace_module(model, name, PackedTensors(spec, layer.weight.dtype) if packed else shrunken(layer, spec))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from trisparse.prune.deploy.channel_spec import CHANNELS, full_tensors
 from trisparse.prune.deploy.checkpoint import check_folder, empty_model
-from trisparse.prune.deploy.checkpoint_files import read_headers, weight_files
+from trisparse.prune.deploy.checkpoint_files import Headers, read_headers, weight_files
 from trisparse.prune.deploy.formats import Format, formats_of
-from trisparse.prune.deploy.layer_spec import tensors_of
+from trisparse.prune.deploy.layer_spec import Spec, tensors_of
 from trisparse.prune.deploy.saved_names import names_in_model
 from trisparse.prune.layers.modules import is_hf_conv1d, op_type
 from trisparse.prune.speed_model import expected_gain_on_cpu
@@ -52,6 +53,9 @@ def packed_rows(folder: Path) -> list[Row]:
     headers, layers = check_folder(folder)
     rows = []
     for name, spec in layers.items():
+        if spec["format"] == CHANNELS:
+            rows += _convolution_row(name, spec, headers)
+            continue
         (high, wide), (n, m) = spec["shape"], spec.get("block", (1, 1))
         parts = [key for key in tensors_of(spec) if key != "bias"]
         nbytes = sum(_size(headers[f"{name}.{key}"]) for key in parts)
@@ -64,6 +68,17 @@ def packed_rows(folder: Path) -> list[Row]:
         speed = expected_speed(form, high, wide, _BYTES[headers[f"{name}.{parts[0]}"][2]])
         rows.append(Row(name, [high, wide], kind, stored, nbytes, full, speed, note))
     return rows
+
+
+def _convolution_row(name: str, spec: Spec, headers: Headers) -> list[Row]:
+    """A convolution without some of its channels; nothing for batch norms and the like."""
+    shape = spec["tensors"].get("weight", [])
+    if len(shape) < 3:
+        return []
+    full = full_tensors(spec)["weight"]
+    dense = math.prod(full) * _BYTES[headers[f"{name}.weight"][2]]
+    note = f"channels removed from {'x'.join(map(str, full))}"
+    return [Row(name, shape, "dense", 1.0, _size(headers[f"{name}.weight"]), dense, "", note)]
 
 
 def expected_speed(form: Format, rows: int, cols: int, itemsize: int) -> str:

@@ -7,8 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trisparse.prune.deploy.channel_spec import (
+    CHANNELS,
+    KINDS,
+    full_tensors,
+    is_of_channels,
+    misfit_of_channels,
+    spec_of_channels,
+    with_channels,
+)
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layers.modules import is_hf_conv1d, unwrap
+from trisparse.prune.layers.modules import is_hf_conv1d, op_type, unwrap
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
 METHOD, VERSION = "trisparse", 1
@@ -18,6 +27,8 @@ Spec = dict[str, Any]
 def spec_of(layer: Any) -> Spec | None:
     """What it takes to build a layer's like; None for a layer that is as its model makes it."""
     spec: Spec
+    if hasattr(layer, "full_channels"):
+        return spec_of_channels(layer)
     if isinstance(layer, LinearBlocks):
         spec = {"format": "vectors" if layer.block[1] == 1 else "blocks", "block": list(layer.block)}
         spec |= {"run": layer.run, "slots": len(layer.values)}
@@ -88,8 +99,20 @@ def is_ours(entry: Any) -> bool:
     return (entry.get("quant_method") if isinstance(entry, dict) else getattr(entry, "quant_method", None)) == METHOD
 
 
+def kind_of(spec: Spec) -> str:
+    """Of what a spec is, in words."""
+    return KINDS if spec["format"] == CHANNELS else "linear layer"
+
+
+def is_of_kind(spec: Spec, layer: nn.Module) -> bool:
+    """Whether a spec may be of such a layer, as a model makes it."""
+    return is_of_channels(layer) if spec["format"] == CHANNELS else op_type(layer) == "Linear"
+
+
 def misfit(spec: Spec, layer: Any) -> str:
-    """What of a spec is not as in the layer that a model makes, or an empty string."""
+    """What of a spec is not as in the layer of its kind that a model makes, or an empty string."""
+    if spec["format"] == CHANNELS:
+        return misfit_of_channels(spec, layer)
     is_conv1d = is_hf_conv1d(layer)
     full = list(layer.weight.shape[::-1] if is_conv1d else layer.weight.shape)
     for field, own in (("full_shape", full), ("conv1d", is_conv1d), ("bias", layer.bias is not None)):
@@ -100,8 +123,10 @@ def misfit(spec: Spec, layer: Any) -> str:
 
 def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:
     """Name -> shape and dtype of what a file holds of a layer; None for the dtype of its weight."""
-    rows, cols = spec["shape"]
     found: dict[str, tuple[list[int], torch.dtype | None]]
+    if spec["format"] == CHANNELS:
+        return {name: (shape, None) for name, shape in spec["tensors"].items()}
+    rows, cols = spec["shape"]
     if spec["format"] == "dense":
         found = {"weight": ([cols, rows] if spec.get("conv1d") else [rows, cols], None)}
     elif spec["format"] == "2:4":
@@ -112,6 +137,18 @@ def tensors_of(spec: Spec) -> dict[str, tuple[list[int], torch.dtype | None]]:
         found = {"values": ([slots, n, m], None), "columns": ([slots], narrow)}
         found |= {"pointers": ([groups + 1], torch.int32), "order": ([groups * n // spec["run"]], torch.int32)}
     return found | ({"bias": ([rows], None)} if spec["bias"] else {})
+
+
+def is_packed(spec: Spec) -> bool:
+    """Whether a layer's weight is kept otherwise than in a dense one of the same kind."""
+    return spec["format"] not in ("dense", CHANNELS)
+
+
+def full_weight(spec: Spec) -> tuple[str, list[int]]:
+    """The first tensor of a layer that is not packed, and the shape that files hold of it with all its channels."""
+    if spec["format"] == CHANNELS:
+        return next(iter(full_tensors(spec).items()))
+    return "weight", spec["full_shape"][::-1] if spec["conv1d"] else spec["full_shape"]
 
 
 def activations_of(layers: dict[str, Spec]) -> dict[str, str]:
@@ -162,7 +199,9 @@ def empty_packed(spec: Spec, device: torch.device, dtype: torch.dtype) -> nn.Mod
 
 
 def shrunken(layer: Any, spec: Spec) -> nn.Module:
-    """A dense layer of the sizes of a spec, on the meta device, like the layer that the model makes."""
+    """A layer of the sizes of a spec that is not packed, on the meta device, like the layer that the model makes."""
+    if spec["format"] == CHANNELS:
+        return with_channels(layer, spec, torch.device("meta"))
     rows, cols = spec["shape"]
     dtype = layer.weight.dtype
     if is_hf_conv1d(layer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import numbers
 import re
 from collections import Counter
@@ -15,11 +16,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from trisparse.prune.deploy.channel_spec import CHANNELS, full_tensors
 from trisparse.prune.deploy.formats import Format, matrix_of
 from trisparse.prune.deploy.layer_spec import Spec, spec_of
 from trisparse.prune.deploy.zero_pattern import BY_CHANCE, pattern_of
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layers.modules import is_hf_conv1d, unwrap
+from trisparse.prune.layers.modules import is_hf_conv1d, op_type, unwrap
 from trisparse.prune.layers.weights import named_weights
 
 CARD = "README.md"
@@ -125,6 +127,8 @@ def _layers(model: nn.Module, state: Mapping[str, Tensor], look: bool) -> Iterat
 
 def _changed_layer(layer: Any, spec: Spec, look: bool) -> _Layer:
     """A packed layer, or one without some of its channels."""
+    if spec["format"] == CHANNELS:
+        return _layer_of_channels(layer, spec)
     held = layer.state_dict()
     values = held["weight" if spec["format"] == "dense" else "values"]
     full = spec["full_shape"][0] * spec["full_shape"][1]
@@ -134,6 +138,15 @@ def _changed_layer(layer: Any, spec: Spec, look: bool) -> _Layer:
     form = Format(spec["format"], (n, m), spec.get("run", n))
     pattern = _pattern_of_changed(layer, form) if look else ""
     return _Layer(full, int(values.count_nonzero()), str(form), pattern, saved_bytes)
+
+
+def _layer_of_channels(layer: Any, spec: Spec) -> _Layer:
+    """A convolution without some of its channels, or what follows one and multiplies nothing itself."""
+    full = {name: math.prod(shape) for name, shape in full_tensors(spec).items()}
+    saved = sum((full[name] - getattr(layer, name).numel()) * getattr(layer, name).element_size() for name in full)
+    if op_type(layer) != "Conv":
+        return _Layer(0, 0, "", saved_bytes=saved)
+    return _Layer(full["weight"], int(layer.weight.count_nonzero()), "dense", "", saved)
 
 
 def _pattern_of_changed(layer: Any, form: Format) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trisparse.prune.channels.same_outputs import check_example
 from trisparse.prune.deploy.formats import unpack_layer
-from trisparse.prune.deploy.layer_spec import spec_of
+from trisparse.prune.deploy.layer_spec import is_packed, spec_of
 from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.layers.modules import replace_module, unwrap
 
@@ -47,7 +47,7 @@ def write_onnx(model: nn.Module, folder: Path, example: Any = None) -> None:
     dense = copy.deepcopy(bare).eval()
     for name, layer in list(dense.named_modules()):
         spec = spec_of(layer)
-        if spec is not None and spec["format"] != "dense":
+        if spec is not None and is_packed(spec):
             replace_module(dense, name, unpack_layer(layer, full=False))
     if hasattr(getattr(dense, "config", None), "return_dict"):
         dense.config.return_dict = True

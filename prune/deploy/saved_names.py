@@ -10,7 +10,7 @@ from torch import nn
 
 from trisparse.prune.channels.chains import Found
 from trisparse.prune.deploy.checkpoint_files import Headers, names_of
-from trisparse.prune.deploy.layer_spec import Spec, misfit, tensors_of
+from trisparse.prune.deploy.layer_spec import Spec, is_of_kind, kind_of, misfit, tensors_of
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.modules import op_type
 
@@ -83,8 +83,8 @@ def layers_in_model(model: Any, layers: Mapping[str, Spec], whole: bool, where: 
                 raise PruningError(f"{where}: layers: {name}: a {type(model).__name__} has no such layer")
             continue  # a head that this class does without
         module: Any = modules[own]
-        if op_type(module) != "Linear":
-            raise PruningError(f"{where}: layers: {name}: is no linear layer of a {type(model).__name__}")
+        if not is_of_kind(spec, module):
+            raise PruningError(f"{where}: layers: {name}: is no {kind_of(spec)} of a {type(model).__name__}")
         if trouble := misfit(spec, module):
             raise PruningError(f"{where}: layers: {name}: {trouble}")
         found[own] = spec
@@ -101,7 +101,7 @@ def headers_in_model(model: Any, headers: Headers, layers: Mapping[str, Spec]) -
 
 
 def naming_obstacles(model: nn.Module, layers: Iterable[str]) -> dict[str, str]:
-    """Linear layer -> why it can't be packed, of those whose packed tensors would not come back from files."""
+    """Layer -> why it stays whole, of those whose tensors, packed ones too, would not come back from files."""
     found: dict[str, str] = {}
     for name, part in transformers_models(model):
         prefix = f"{name}." if name else ""
@@ -115,7 +115,8 @@ def _naming_obstacles(model: Any, layers: list[str]) -> dict[str, str]:
     written = names_in_files(model, shapes)
     merged = {layer for layer in layers for name in ("weight", "bias") if written.get(f"{layer}.{name}", "") is None}
     found = dict.fromkeys(merged, "transformers merges or splits its weight in files")
-    free = [layer for layer in layers if layer not in merged]
+    linear = [layer for layer in layers if op_type(model.get_submodule(layer)) == "Linear"]
+    free = [layer for layer in linear if layer not in merged]
     packed = {f"{layer}.{name}": (1,) for layer in free for name in _OF_PACKED}
     shapes = {name: shape for name, shape in shapes.items() if name.rpartition(".")[0] not in free} | packed
     written = names_in_files(model, shapes)
@@ -135,9 +136,7 @@ def that_can_be_saved(model: nn.Module, found: Found) -> Found:
     chains = []
     merged = naming_obstacles(model, {side.layer for chain in found.chains for side in chain.sides})
     for chain in found.chains:
-        other = [side.layer for side in chain.sides if op_type(model.get_submodule(side.layer)) != "Linear"]
-        why = f"stays: checkpoints hold smaller linear layers only, no {other[0]}; compact removes it" if other else ""
-        if not why and (inside := [side.layer for side in chain.sides if side.layer in merged]):
-            why = f"stays: {inside[0]}: {merged[inside[0]]}"
+        inside = [side.layer for side in chain.sides if side.layer in merged]
+        why = f"stays: {inside[0]}: {merged[inside[0]]}" if inside else ""
         chains.append(chain._replace(obstacle=chain.obstacle or why))
     return found._replace(chains=chains)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from trisparse.prune.deploy.channel_spec import CHANNELS, trouble_of_channels
 from trisparse.prune.deploy.layer_spec import METHOD, VERSION, Spec, is_ours
 from trisparse.prune.errors import PruningError
 from trisparse.sparse_ops.activations import ACTIVATIONS
@@ -43,8 +44,10 @@ def _are_digests(files: Any) -> bool:
 def _trouble(spec: Any) -> str:
     """The first field that is wrong, or an empty string."""
     kind = spec.get("format") if isinstance(spec, dict) else None
+    if kind == CHANNELS:
+        return trouble_of_channels(spec)
     if not isinstance(kind, str) or kind not in _FIELDS:
-        return f"format: want {', '.join(_FIELDS)}, got {kind!r:.60}"
+        return f"format: want {', '.join((*_FIELDS, CHANNELS))}, got {kind!r:.60}"
     checks = {"format": lambda _: True, **_COMMON, **_FIELDS[kind]}
     if "parts" in spec:  # only where units come in several, as gates and what they open do in one projection
         checks["parts"] = _is_shape

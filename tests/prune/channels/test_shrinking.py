@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError, compact, compress, decompress, from_pretrained, save_pretrained
+from trisparse import compact, decompress
 from trisparse.prune.channels.shrinking import padded
-from trisparse.prune.deploy.export import export
 
 
 class Block(nn.Module):
@@ -126,32 +125,17 @@ def test_a_network_that_fails_has_its_batch_norms_back():
     assert [vars(m) for m in model.modules()] == before
 
 
-def test_a_transformers_model_without_filters_is_not_saved(tmp_path):
-    t = pytest.importorskip("transformers")
-    config = t.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
-    example = {"pixel_values": torch.randn(1, 3, 32, 32)}
-    model = t.ResNetForImageClassification(config).eval()
-    for name, layer in model.named_modules():
-        if name.endswith("layer.0.convolution"):
-            layer.weight.data[::2] = 0
-    want, whole = model(**example).logits, copy.deepcopy(model)
-    _, report = compress(whole, example=example)
-    stays = {chain.reason.partition("; ")[0] for chain in report.channels.chains}
-    assert len(stays) == 3
-    assert all(reason.startswith("stays: checkpoints hold smaller linear layers only, no resnet.e") for reason in stays)
-    save_pretrained(whole, tmp_path / "whole")
-    torch.testing.assert_close(from_pretrained(tmp_path / "whole")(**example).logits, want)
-    compact(model, example)
-    with pytest.raises(
-        PruningError, match=r"convolution: a Conv2d without its zero channels can't be saved yet; call "
-    ):
-        save_pretrained(model, tmp_path / "small")
-    assert not (tmp_path / "small").exists()
-    torch.testing.assert_close(model(**example).logits, want)
-    export(model, tmp_path / "dense", "dense")
-    save_pretrained(decompress(model), tmp_path / "again")
-    for folder in ("dense", "again"):
-        torch.testing.assert_close(from_pretrained(tmp_path / folder)(**example).logits, want)
+def test_a_depthwise_convolution_of_one_channel_gets_its_groups_back():
+    model = set_up(CONV(3, 16, 1), nn.ReLU(), CONV(16, 16, 3, groups=16), CONV(16, 8, 1))
+    model[0].weight.data[1:] = 0
+    model[2].bias.data[1:] = model[2].bias.data[1:].abs()
+    full, want = copy.deepcopy(model), model(PICTURES)
+    compact(model, (PICTURES,), multiple=1)
+    assert [layer.weight.shape[0] for layer in (model[0], model[2])] == [1, 1]
+    torch.testing.assert_close(model(PICTURES), want)
+    decompress(model)
+    assert str(model) == str(full)
+    torch.testing.assert_close(model(PICTURES), want)
 
 
 def test_padded():

@@ -37,8 +37,8 @@ def test_what_is_written_is_accepted():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (5, "format: want dense, 2:4, vectors, blocks, got None"),
-        (VECTORS | {"format": ["dense"]}, "format: want dense, 2:4, vectors, blocks, got ['dense']"),
+        (5, "format: want dense, 2:4, vectors, blocks, channels, got None"),
+        (VECTORS | {"format": ["dense"]}, "format: want dense, 2:4, vectors, blocks, channels, got ['dense']"),
         (VECTORS | {"more": 1}, "want the fields format, shape, full_shape, bias, conv1d, block, run, slots, got"),
         ({key: VECTORS[key] for key in VECTORS if key != "bias"}, "want the fields format, shape"),
         (DENSE | {"block": [4, 1]}, "want the fields format, shape, full_shape, bias, conv1d, got"),
