@@ -17,7 +17,7 @@ from trisparse.prune.layers.modules import op_type
 
 CHANNELS = "channels"
 KINDS = "convolution, batch norm or PReLU"
-_LIMIT = 1 << 31
+_LIMIT = 1 << 31  # rows, columns and slots are counted in int32
 _FIELDS = {"format", "tensors", "full_channels"}
 
 
@@ -76,10 +76,15 @@ def trouble_of_channels(spec: Mapping[str, Any]) -> str:
     return ""
 
 
+def is_size(value: Any) -> bool:
+    """Whether this is a number of rows or the like that a spec may have."""
+    return type(value) is int and 0 <= value < _LIMIT
+
+
 def _tensors(layer: Any) -> dict[str, torch.Tensor]:
     return {name: tensor for name in FILLINGS if (tensor := getattr(layer, name, None)) is not None}
 
 
 def _are_sizes(value: Any, least: int, most: int) -> bool:
     is_list = isinstance(value, (list, tuple)) and least <= len(value) <= most
-    return is_list and all(type(size) is int and 0 <= size < _LIMIT for size in value)
+    return is_list and all(map(is_size, value))

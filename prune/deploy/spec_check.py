@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from trisparse.prune.deploy.channel_spec import CHANNELS, trouble_of_channels
+from trisparse.prune.deploy.channel_spec import CHANNELS, is_size, trouble_of_channels
 from trisparse.prune.deploy.layer_spec import METHOD, VERSION, Spec, is_ours
 from trisparse.prune.errors import PruningError
 from trisparse.sparse_ops.activations import ACTIVATIONS
 from trisparse.sparse_ops.blocks.packed_blocks import check_block
 
-_LIMIT = 1 << 31  # rows, columns and slots are counted in int32
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,12 +70,8 @@ def _trouble(spec: Any) -> str:
     return ""
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LIMIT
-
-
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_size, value))
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_size, value))
 
 
 def _is_block(value: Any, of_vectors: bool) -> bool:
@@ -95,7 +90,7 @@ def _is_bool(value: Any) -> bool:
 
 _Check = Callable[[Any], bool]
 _COMMON: dict[str, _Check] = {"shape": _is_shape, "full_shape": _is_shape, "bias": _is_bool, "conv1d": _is_bool}
-_STORED: dict[str, _Check] = {"run": lambda run: _is_size(run) and run > 0, "slots": _is_size}
+_STORED: dict[str, _Check] = {"run": lambda run: is_size(run) and run > 0, "slots": is_size}
 _FIELDS: dict[str, dict[str, _Check]] = {
     "dense": {},
     "2:4": {},

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-_LARGE = 2**22  # bytes; below, malloc hands out the same pages again
+_LARGE = 2**22  # bytes; from 2**25 on glibc gives freed memory back, and every page of the next table is a fresh one
 
 
 @contextlib.contextmanager
