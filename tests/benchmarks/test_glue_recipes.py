@@ -1,5 +1,6 @@
 """The table of published rows: what counts as met, what is run again, and that nothing is claimed of what was not run."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_a_row_of_one_seed_is_compared_with_dense_models_of_all_seeds_that_were_
     assert recipes.summary(first["row"], [first], [first, *others])["dense"] == [0.8]
 
 
+@pytest.mark.parametrize(("task", "start"), [("mrpc", "seed-1"), ("sst2", "seed-1/best")])
+def test_a_row_starts_from_the_dense_model_of_its_seed(recipes, tmp_path, monkeypatch, task, start):
+    made = []
+
+    def run_glue(recipe, folder, flags, until):
+        made.append(flags)
+        return result(task, 0.85) if len(made) == 1 else None
+
+    monkeypatch.setattr(recipes, "run_glue", run_glue)
+    args = argparse.Namespace(minilm="/enc", data=None, runs=tmp_path, mixed_precision="no")
+    assert recipes.make_run(f"bert-mini-{task}-4x1", 1, args, 0.0) is None
+    _, flags = made
+    assert flags[flags.index("--model_name_or_path") + 1].endswith(f"minilm-{task}-dense/{start}")
+
+
 def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, monkeypatch, capsys):
     made, never = [], {"best_eval": None}
 
@@ -106,10 +122,9 @@ def test_the_command_adds_to_its_file_and_makes_no_run_twice(recipes, tmp_path, 
     assert content["runs"][0]["arguments"]["sparse"] == {"learning_rate": 1e-3}, "no path of this machine"
     assert "bert-mini-mrpc-mixed: left out, for it was never evaluated after" in capsys.readouterr().out
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    (dense, _, dense_flags), (sparse, _, sparse_flags) = made[:2]
+    (dense, _, dense_flags), (sparse, *_) = made[:2]
     assert (dense, sparse) == ("minilm-mrpc-dense", "minilm-mrpc-2-4")
     assert "/enc" in dense_flags
-    assert sparse_flags[sparse_flags.index("--model_name_or_path") + 1].endswith("minilm-mrpc-dense/seed-1")
 
 
 def test_another_encoder_makes_only_the_rows_that_it_has_a_recipe_for(recipes, tmp_path, monkeypatch):

@@ -4,9 +4,9 @@ r"""The rows of the published tables: run them, or go on with them, and set what
         [--rows bert-mini-mrpc-2-4 …] [--seeds 42 43 44] [--budget_seconds 3000]
 
 DIR holds a folder for each task, as `trisparse train --dataset_dir` takes it; without --data the hub's are used. A row
-is a recipe of `trisparse train`; the dense model that it starts from is trained first, with the same seed. Runs lie in
---runs, and one that has ended is not made again. Past the budget the run at work is interrupted; the same command goes
-on with it from the end of its last epoch.
+is a recipe of `trisparse train`; the dense model that it starts from is trained first, with the same seed: a row of
+MRPC starts from its last epoch, one of SST-2 from its best. Runs lie in --runs, and one that has ended is not made
+again. Past the budget the run at work is interrupted; the same command goes on with it from the end of its last epoch.
 
     … --minilm all-MiniLM-L6-v2
 
@@ -42,6 +42,8 @@ from trisparse.prune.plot_style import COLOR, WIDTH, pattern_look, save, styled
 
 ENCODERS = {"bert-mini": "BERT-mini", "minilm": "all-MiniLM-L6-v2", "distilbert": "DistilBERT"}
 METRIC = {"mrpc": "f1", "sst2": "accuracy"}
+# of the dense run, what a row starts and learns from: MRPC's the last epoch, SST-2's the best, whose number is compared
+START = {"mrpc": ".", "sst2": "best"}
 # best dense and best sparse as published; MRPC's metric is not named there, and is F1 by its size
 PUBLISHED = {
     "bert-mini-mrpc-4x1": (0.8752, 0.8722),
@@ -115,7 +117,7 @@ def make_run(row: str, seed: int, args: argparse.Namespace, until: float) -> dic
     dense = run_glue(recipes[0], folders[0], [*common, *start], until)
     if dense is None:
         return None
-    more = ["--model_name_or_path", str(folders[0]), "--cache_teacher"]
+    more = ["--model_name_or_path", str(folders[0] / START[task]), "--cache_teacher"]
     sparse = run_glue(recipes[1], folders[1], [*common, *more], until)
     if sparse is None:
         return None
