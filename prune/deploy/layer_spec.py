@@ -145,7 +145,7 @@ def is_packed(spec: Spec) -> bool:
 
 
 def full_weight(spec: Spec) -> tuple[str, list[int]]:
-    """The first tensor of a layer that is not packed, and the shape that files hold of it with all its channels."""
+    """The first tensor of a layer as its model makes it, dense and with all channels, and its shape in files."""
     if spec["format"] == CHANNELS:
         return next(iter(full_tensors(spec).items()))
     return "weight", spec["full_shape"][::-1] if spec["conv1d"] else spec["full_shape"]

@@ -27,12 +27,12 @@ def run(args: GlueArguments) -> dict[str, Any]:
     Raises:
         PruningError: whatever the user can mend.
     """
-    from trisparse.prune.glue.embedding_gradients import kept_embedding_gradients
     from trisparse.prune.glue.finish import finish
     from trisparse.prune.glue.setup import set_up
+    from trisparse.prune.pruner.embedding_gradients import kept_embedding_gradients
 
     setup = set_up(args)
-    # gradients of other processes and compiled graphs take no sparse ones
+    # what averages the gradients of several processes takes no sparse ones, nor does a compiled graph
     is_plain = setup.accelerator.num_processes == 1 and not args.training.compile
     with kept_embedding_gradients(setup.bare) if is_plain else contextlib.nullcontext():
         progress, teacher_eval = train(setup)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse.prune.glue import embedding_gradients
-from trisparse.prune.glue.embedding_gradients import kept_embedding_gradients
+from trisparse.prune.pruner import embedding_gradients
+from trisparse.prune.pruner.embedding_gradients import kept_embedding_gradients
 
 WORDS, SIZE = 50, 8
 
