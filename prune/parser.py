@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -47,6 +48,11 @@ class Parser(argparse.ArgumentParser):
             if not is_told and "default" not in str(action.help):
                 action.help = f"{action.help} (default: %(default)s)"
         return super().format_help()
+
+
+def flag(default: Any, help: str, shown: str | None = None) -> Any:
+    """A field of a dataclass of flags; `shown` stands for its value in help."""
+    return dataclasses.field(default=default, metadata={"help": help} | ({"metavar": shown} if shown else {}))
 
 
 def one_of(*known: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ WINGS = {
     "sparse_ops.two_four": ["choosing"],
     "sparse_ops.blocks": ["choosing"],
     "prune.config": [],
+    "prune.data": [],
     "prune.layers": ["config"],
     "prune.choosing": ["layers", "config"],
     "prune.costs": ["layers", "config"],
@@ -24,9 +25,9 @@ WINGS = {
     "prune.one_shot": ["pruner", "choosing", "layers", "config"],
     "prune.channels": ["pruner", "layers", "config"],
     "prune.deploy": ["channels", "pruner", "costs", "layers", "config"],
-    "prune.glue": ["deploy", "channels", "one_shot", "pruner", "costs", "layers", "config"],
-    "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "layers", "config"],
-    "prune.commands": ["run_report", "glue", "deploy", "channels", "one_shot", "pruner", "layers", "config"],
+    "prune.glue": ["deploy", "channels", "one_shot", "pruner", "costs", "layers", "config", "data"],
+    "prune.run_report": ["glue", "deploy", "channels", "one_shot", "pruner", "layers", "config", "data"],
+    "prune.commands": ["run_report", "glue", "deploy", "channels", "one_shot", "pruner", "layers", "config", "data"],
 }
 ABOVE = {"sparse_ops", "prune"}  # stand above the wings beside them
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trisparse.prune.config.config import PruningConfig
+from trisparse.prune.data.arguments import FORMATS, DataArguments
+from trisparse.prune.data.tasks import TASKS, Task, find_task
 from trisparse.prune.errors import PruningError
-from trisparse.prune.glue.args import CHOICES, FORMATS, DataArguments, GlueArguments
-from trisparse.prune.glue.tasks import TASKS, Task, find_task
+from trisparse.prune.glue.args import CHOICES, GlueArguments
 from trisparse.prune.parser import not_one_of
 
 _HUGE = 10**9

@@ -7,9 +7,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from trisparse.prune.data.metrics import compute_metrics
+from trisparse.prune.data.tasks import Task
 from trisparse.prune.evaluating import evaluating
-from trisparse.prune.glue.metrics import compute_metrics
-from trisparse.prune.glue.tasks import Task
 
 
 def evaluate(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from trisparse.prune.costs.model_time import text_examples
+from trisparse.prune.data.metrics import majority_metrics
 from trisparse.prune.deploy.checkpoint import from_pretrained
 from trisparse.prune.deploy.compress_checkpoint import compress_checkpoint
 from trisparse.prune.deploy.model_card import CardNotes
 from trisparse.prune.glue.eval import answer
-from trisparse.prune.glue.metrics import majority_metrics
 from trisparse.prune.glue.output import COMPRESSED, push_to_hub, save_model, save_results
 from trisparse.prune.glue.ranks import model_state
 from trisparse.prune.glue.setup import Setup

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from trisparse.prune.data.tasks import Task
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.args import ModelArguments
-from trisparse.prune.glue.tasks import Task
 
 
 def _load(flag: str, path: str, task: Task, dropout: float | None = None) -> tuple[Any, bool]:

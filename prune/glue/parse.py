@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trisparse.prune.data.tasks import find_task
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.args import GROUPS, GlueArguments
 from trisparse.prune.glue.checks import check
 from trisparse.prune.glue.recipe import recipe_flags, recipe_lines
-from trisparse.prune.glue.tasks import find_task
 from trisparse.prune.parser import Parser, unknown_argument
 
 _SHOWN = {int: "N", float: "X"}  # a value in help

@@ -15,20 +15,21 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from trisparse.prune.data.batches import EpochSampler, make_loader, tokenize
+from trisparse.prune.data.own_task import task_of
+from trisparse.prune.data.rows import Example
+from trisparse.prune.data.splits import load_splits
+from trisparse.prune.data.tasks import Task
 from trisparse.prune.errors import PruningError
 from trisparse.prune.glue.args import GlueArguments, TrainingArguments
 from trisparse.prune.glue.checks import check_distillation
-from trisparse.prune.glue.data import EpochSampler, load_splits, make_loader, tokenize
 from trisparse.prune.glue.distill import Teacher
 from trisparse.prune.glue.models import check_capacity, load_models
 from trisparse.prune.glue.output import check_output_dir, create_output_dir
-from trisparse.prune.glue.own_task import task_of
 from trisparse.prune.glue.plan import Plan, make_plan
 from trisparse.prune.glue.ranks import shard
-from trisparse.prune.glue.rows import Example
 from trisparse.prune.glue.slow_halves import slow_halves
 from trisparse.prune.glue.sparse_cooldown import SparseCooldown
-from trisparse.prune.glue.tasks import Task
 from trisparse.prune.glue.teacher_cache import TeacherCache
 from trisparse.prune.glue.trackers import check_tracker
 from trisparse.prune.glue.versions import versions

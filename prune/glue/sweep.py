@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trisparse.prune.data.own_task import task_of
 from trisparse.prune.errors import PruningError
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import GlueArguments
-from trisparse.prune.glue.own_task import task_of
 from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.plot_style import COLOR, WIDTH, dense_line, has_matplotlib, pattern_look, save, styled
 from trisparse.prune.text_table import aligned

@@ -49,11 +49,11 @@ def train(s: Setup) -> tuple[dict[str, Any], dict[str, float]]:
     from tqdm.auto import tqdm
     from transformers import get_scheduler
 
+    from trisparse.prune.data.metrics import best_value
     from trisparse.prune.glue.distill import distillation_loss
     from trisparse.prune.glue.eval import evaluate
     from trisparse.prune.glue.finish import card_notes
     from trisparse.prune.glue.mask_history import begin_history
-    from trisparse.prune.glue.metrics import best_value
     from trisparse.prune.glue.output import clear_old_run, save_checkpoint, save_model
     from trisparse.prune.glue.pace import Pace
     from trisparse.prune.glue.ranks import is_finite

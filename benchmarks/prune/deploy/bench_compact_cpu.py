@@ -24,9 +24,10 @@ import torch
 import transformers
 
 from trisparse import compact
-from trisparse.prune.glue.args import DataArguments
-from trisparse.prune.glue.data import load_splits, tokenize
-from trisparse.prune.glue.tasks import find_task
+from trisparse.prune.data.arguments import DataArguments
+from trisparse.prune.data.batches import tokenize
+from trisparse.prune.data.splits import load_splits
+from trisparse.prune.data.tasks import find_task
 from trisparse.prune.speed import times_faster
 
 ENCODERS = {"bert-mini": (4, 256, 4), "minilm-l6": (6, 384, 12)}

@@ -23,10 +23,11 @@ import torch
 import transformers
 
 from trisparse import compress, from_pretrained, save_pretrained
+from trisparse.prune.data.arguments import DataArguments
+from trisparse.prune.data.batches import tokenize
+from trisparse.prune.data.splits import load_splits
+from trisparse.prune.data.tasks import find_task
 from trisparse.prune.files import atomic_write
-from trisparse.prune.glue.args import DataArguments
-from trisparse.prune.glue.data import load_splits, tokenize
-from trisparse.prune.glue.tasks import find_task
 from trisparse.prune.speed import times_faster
 
 ROUNDS = {1: 40, 32: 9}  # of each batch

@@ -27,12 +27,13 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from trisparse import Pruner, PruningConfig
+from trisparse.prune.data.arguments import DataArguments
+from trisparse.prune.data.batches import tokenize
+from trisparse.prune.data.metrics import compute_metrics
+from trisparse.prune.data.splits import load_splits
+from trisparse.prune.data.tasks import find_task
 from trisparse.prune.files import atomic_write
-from trisparse.prune.glue.args import DataArguments
-from trisparse.prune.glue.data import load_splits, tokenize
-from trisparse.prune.glue.metrics import compute_metrics
 from trisparse.prune.glue.parse import parse_arguments
-from trisparse.prune.glue.tasks import find_task
 from trisparse.prune.glue.train import run
 
 WEIGHT = 5.0  # of the distillation loss

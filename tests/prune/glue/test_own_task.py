@@ -6,10 +6,10 @@ import pytest
 
 from trisparse import PruningError
 from trisparse.cli import main
-from trisparse.prune.glue.args import DataArguments
-from trisparse.prune.glue.data import load_splits
-from trisparse.prune.glue.metrics import compute_metrics
-from trisparse.prune.glue.own_task import task_of
+from trisparse.prune.data.arguments import DataArguments
+from trisparse.prune.data.metrics import compute_metrics
+from trisparse.prune.data.own_task import task_of
+from trisparse.prune.data.splits import load_splits
 from trisparse.prune.glue.parse import parse_arguments
 
 transformers = pytest.importorskip("transformers")

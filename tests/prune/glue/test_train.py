@@ -14,9 +14,9 @@ import torch
 
 from trisparse import PruningError, from_pretrained
 from trisparse.cli import main
+from trisparse.prune.data.tasks import TASKS
 from trisparse.prune.glue.parse import parse_arguments
 from trisparse.prune.glue.setup import compile_model
-from trisparse.prune.glue.tasks import TASKS
 from trisparse.prune.glue.train import run
 from trisparse.sparse_ops import LinearBlocks
 

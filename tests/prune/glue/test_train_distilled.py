@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trisparse import PruningError
+from trisparse.prune.data.tasks import find_task
 from trisparse.prune.glue.models import _load
-from trisparse.prune.glue.tasks import find_task
 
 pytest.importorskip("transformers")
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from trisparse.prune.glue.tasks import Task
+from trisparse.prune.data.tasks import Task
 
 
 def _info(dtype: str, description: str) -> evaluate.MetricInfo:

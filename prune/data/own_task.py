@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trisparse.prune.data.arguments import DataArguments
+from trisparse.prune.data.rows import Example, find_file, rows_of
+from trisparse.prune.data.tasks import Task, find_task, label_text
 from trisparse.prune.errors import PruningError
-from trisparse.prune.glue.args import DataArguments
-from trisparse.prune.glue.rows import Example, find_file, rows_of
-from trisparse.prune.glue.tasks import Task, find_task, label_text
 
 _PAIR = ("sentence1", "sentence2")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trisparse.prune.data.arguments import FORMATS
 from trisparse.prune.errors import PruningError
-from trisparse.prune.glue.args import FORMATS
 
 Example = dict[str, Any]
 

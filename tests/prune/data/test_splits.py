@@ -1,17 +1,14 @@
-"""GLUE data in every file format, and metrics against their definitions."""
+"""A task's examples in every file format, whole and held out."""
 
 import csv
 import json
-import math
 
 import pytest
 
 from trisparse import PruningError
-from trisparse.prune.glue.args import DataArguments
-from trisparse.prune.glue.data import EpochSampler, load_splits, read_file
-from trisparse.prune.glue.tasks import TASKS
-
-pytest.importorskip("sklearn")
+from trisparse.prune.data.arguments import DataArguments
+from trisparse.prune.data.splits import load_splits, read_file
+from trisparse.prune.data.tasks import TASKS
 
 ROWS = [
     {"sentence1": 'she said "yes", twice', "sentence2": "yes", "label": 1},
@@ -86,59 +83,6 @@ def test_labels_by_name_and_number(tmp_path):
     rows = [{"sentence1": "a", "sentence2": "b", "label": x} for x in (0, "4.25")]
     write(tmp_path / "s.jsonl", rows)
     assert [e["label"] for e in read_file(tmp_path / "s.jsonl", TASKS["stsb"])] == [0.0, 4.25]
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_batches_depend_on_seed_and_epoch_alone(grouped):
-    lengths = [(i * 7) % 13 + 1 for i in range(400)]
-
-    def order(seed, epoch):
-        sampler = EpochSampler(lengths, seed, 8, grouped)
-        sampler.epoch = epoch
-        return list(sampler)
-
-    assert sorted(order(1, 0)) == list(range(400))
-    assert order(1, 3) == order(1, 3)
-    assert order(1, 0) != order(1, 1)
-    assert order(1, 0) != order(2, 0)
-    if grouped:
-        sizes = [[lengths[i] for i in order(1, 0)[k : k + 8]] for k in range(0, 400, 8)]
-        assert sum(max(size) - min(size) for size in sizes) / len(sizes) <= 2
-
-
-def test_metrics_by_their_definitions():
-    from trisparse.prune.glue.metrics import best_value, compute_metrics, majority_metrics
-
-    said, true = [1, 1, 1, 0, 0, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 0]
-    tp, fp, fn, tn = 3, 1, 1, 3
-    assert compute_metrics(TASKS["mrpc"], said, true) == pytest.approx(
-        {"accuracy": 6 / 8, "f1": 2 * tp / (2 * tp + fp + fn)}
-    )
-    matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert compute_metrics(TASKS["cola"], said, true) == pytest.approx({"matthews_correlation": matthews})
-    got = compute_metrics(TASKS["stsb"], [1.0, 2.0, 4.0], [1.0, 3.0, 2.0])
-    assert got == pytest.approx({"pearson": 0.3273268, "spearmanr": 0.5})
-    assert best_value(TASKS["mrpc"], {"accuracy": 0.75, "f1": 0.5}) == 0.625, "as GLUE averages"
-    assert best_value(TASKS["stsb"], got) == pytest.approx((0.3273268 + 0.5) / 2)
-    assert compute_metrics(TASKS["stsb"], [1.0, 1.0, 1.0], [1.0, 3.0, 2.0]) == {"pearson": 0.0, "spearmanr": 0.0}
-    assert majority_metrics(TASKS["mrpc"], [1] * 279 + [0] * 129) == pytest.approx(
-        {"accuracy": 0.6838, "f1": 0.8122}, abs=1e-4
-    )
-    assert majority_metrics(TASKS["stsb"], [1.0, 2.0]) == {}
-
-
-def test_metrics_agree_with_scikit_learn():
-    import numpy as np
-    from sklearn import metrics
-
-    from trisparse.prune.glue.metrics import compute_metrics
-
-    rng = np.random.default_rng(0)
-    said, true = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
-    got = compute_metrics(TASKS["qqp"], said.tolist(), true.tolist())
-    assert got == {"accuracy": metrics.accuracy_score(true, said), "f1": metrics.f1_score(true, said)}
-    (got,) = compute_metrics(TASKS["cola"], said.tolist(), true.tolist()).values()
-    assert got == metrics.matthews_corrcoef(true, said)
 
 
 def test_held_out_examples_are_of_the_training_set_and_always_the_same(tmp_path):
