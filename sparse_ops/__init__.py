@@ -23,6 +23,7 @@ from trisparse.sparse_ops.choosing.plan import Plan
 from trisparse.sparse_ops.choosing.score_units import score_units
 from trisparse.sparse_ops.choosing.select_units import select_units
 from trisparse.sparse_ops.choosing.thin_groups import thin_groups
+from trisparse.sparse_ops.convolutions.packed_convs import Conv24, ConvBlocks
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 from trisparse.sparse_ops.two_four.linear_24 import Linear24
 from trisparse.sparse_ops.two_four.linear_24_train import Linear24Train, refresh_every
@@ -34,9 +35,9 @@ from trisparse.sparse_ops.two_four.repack_24 import repack_24
 from trisparse.sparse_ops.two_four.unpack_24 import unpack_24
 
 __all__ = [
-    "Linear24", "Linear24Train", "LinearBlocks", "LinearMasked", "MaskedBlocks", "MaskedChannels", "Packed24",
-    "PackedBlocks", "Plan", "adamw_rates", "apply_masks", "block_spmm", "check_blocks", "cost_groups", "layout_24",
-    "mask_24", "mask_linear", "masked_adamw", "masked_blocks", "masked_channels", "mm_24", "nm_mask", "nm_mask_2d",
-    "pack_24", "pack_blocks", "refresh_every", "repack_24", "score_units", "select_units", "thin_groups",
-    "unmask_linear", "unpack_24", "unpack_blocks", "vector_spmm",
+    "Conv24", "ConvBlocks", "Linear24", "Linear24Train", "LinearBlocks", "LinearMasked", "MaskedBlocks",
+    "MaskedChannels", "Packed24", "PackedBlocks", "Plan", "adamw_rates", "apply_masks", "block_spmm", "check_blocks",
+    "cost_groups", "layout_24", "mask_24", "mask_linear", "masked_adamw", "masked_blocks", "masked_channels", "mm_24",
+    "nm_mask", "nm_mask_2d", "pack_24", "pack_blocks", "refresh_every", "repack_24", "score_units", "select_units",
+    "thin_groups", "unmask_linear", "unpack_24", "unpack_blocks", "vector_spmm",
 ]  # fmt: skip

@@ -94,11 +94,11 @@ class LazyWeight(Tensor):
         return self.dense.__reduce_ex__(protocol)
 
 
-def lazy_weight(read: Callable[[], Tensor], rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A weight that `read` unpacks; at once where a graph is made, since that drops what is not used."""
+def lazy_weight(read: Callable[[], Tensor], like: Tensor, device: torch.device) -> Tensor:
+    """What `read` unpacks, like a meta tensor; at once where a graph is made, since that drops what is not used."""
     if torch.compiler.is_compiling():
         return read()
-    return LazyWeight(read, torch.empty(rows, cols, dtype=dtype, device="meta"), device)
+    return LazyWeight(read, like, device)
 
 
 def guarded(dense: Tensor) -> Tensor:

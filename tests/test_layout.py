@@ -16,6 +16,7 @@ WINGS = {
     "sparse_ops.choosing": [],
     "sparse_ops.two_four": ["choosing"],
     "sparse_ops.blocks": ["choosing"],
+    "sparse_ops.convolutions": ["blocks", "two_four"],
     "prune.config": [],
     "prune.data": [],
     "prune.layers": ["config"],

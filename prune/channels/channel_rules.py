@@ -216,6 +216,14 @@ def _filled(call: Call) -> Channels:
     return channels._replace(fixed=channels.fixed & (channels.values == value))
 
 
+def _restrided(call: Call) -> Channels:
+    """Other strides for sizes of one, as a global average pool gives them where channels are the fastest."""
+    channels, source = call.of(call.args[0]), call.args[0]
+    if channels is None or tuple(call.args[1]) != source.shape or not source.is_contiguous():
+        raise Stays("{op} in {where} reads them")
+    return channels
+
+
 _EACH = [
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "elu",
     "softplus", "mish", "abs", "neg", "exp", "expm1", "erf", "sin", "cos", "sqrt", "rsqrt", "reciprocal", "log",
@@ -243,5 +251,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["mean", "sum", "amax"], _reduced),
     **dict.fromkeys(_POOLED, _pooled),
     **dict.fromkeys(["constant_pad_nd", "masked_fill"], _filled),
+    "as_strided": _restrided,
 }
-IN_PLACE = {*_EACH, "add", "sub", "mul", "div", "masked_fill"}  # also where it writes to its first argument
+IN_PLACE = {*_EACH, "add", "sub", "mul", "div", "masked_fill", "as_strided"}  # also where it writes to its first argument

@@ -13,8 +13,11 @@ from torch import nn
 from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.prune.deploy.compression_report import CompressedLayer
 from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
+from trisparse.prune.layers.modules import op_type
 from trisparse.prune.speed_model import GAIN, expected_gain, expected_gain_on_cpu
 from trisparse.prune.timing import TimingCache, time_pair
+from trisparse.sparse_ops.convolutions.packed_convs import is_channels_last
+from trisparse.sparse_ops.convolutions.windows import geometry_of
 
 _FASTER, _NEVER_BELOW = 1.03, 0.97  # than dense: on the whole, and for any number of tokens
 _HOPELESS = 0.7  # expected gain below which nothing is measured
@@ -41,6 +44,9 @@ class Chooser:
         if not weight.is_cuda and not runs_packed(weight.dtype):
             row.reason = "dense: there is no kernel for it on this CPU"
             return row, None
+        if op_type(layer) == "Conv" and not self.measure:
+            row.reason = "dense: convolutions are packed where that is timed"
+            return row, None
         return self._fastest(row, layer, weight, forms)
 
     def _smallest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
@@ -55,7 +61,7 @@ class Chooser:
             row.reason = "no format is smaller"
             return row, None
         row.measured = self._measured(layer, packed, form)
-        return self._packed(row, packed, weight, form, "the smallest")
+        return self._packed(row, packed, layer, form, "the smallest")
 
     def _fastest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
@@ -81,32 +87,46 @@ class Chooser:
         row.rejected.pop(str(form), None)
         row.measured = gains if self.measure else {}
         packed = pack_layer(layer, form) if packed is None else packed
-        return self._packed(row, packed, weight, form, "the fastest" if self.measure else "promises to be the fastest")
+        return self._packed(row, packed, layer, form, "the fastest" if self.measure else "promises to be the fastest")
 
-    def _packed(self, row, packed, weight, form, reason) -> tuple[CompressedLayer, nn.Module]:
+    def _packed(self, row, packed, layer, form, reason) -> tuple[CompressedLayer, nn.Module]:
         row.format, row.bytes_after, row.reason = str(form), _weight_bytes(packed), reason
-        row.expected = _expected(form, weight, self.tokens)
+        if op_type(layer) != "Conv":  # of which the model of times knows nothing
+            row.expected = _expected(form, matrix_of(layer), self.tokens)
         return row, packed
 
     def _measured(self, layer: Any, packed: nn.Module, form: Format) -> dict[int, float]:
         """Tokens -> how many times faster than dense; 0 where the outputs differ."""
         if not self.measure:
             return {}
-        linear = as_linear(layer)
-        cache, gains = TimingCache(self.folder, linear.weight.device), {}
+        is_conv = op_type(layer) == "Conv"
+        dense = layer if is_conv else as_linear(layer)
+        cache, gains = TimingCache(self.folder, dense.weight.device), {}
         for count in self.tokens:
-            rows, cols = linear.weight.shape
-            has_bias = linear.bias is not None
-            key = f"{rows}x{cols} {linear.weight.dtype} bias={has_bias} {form} {form.nbytes} bytes T={count}"
+            shape = "x".join(map(str, dense.weight.shape))
+            how = f"{form} {form.nbytes} bytes" + (f" {', '.join(map(str, _moves(layer)))}" if is_conv else "")
+            key = f"{shape} {dense.weight.dtype} bias={dense.bias is not None} {how} T={count}"
             times = cache.get(key)
             if times is None:
-                device, dtype = linear.weight.device, linear.weight.dtype
-                generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay
-                x = torch.randn(count, cols, generator=generator, dtype=torch.float32, device=device).to(dtype)
-                times = time_pair(linear, packed, x)
+                times = time_pair(dense, packed, _inputs(dense, count))
                 cache.put(key, times)
             gains[count] = times["dense_ms"] / times["packed_ms"] if times["equal"] else 0.0
         return gains
+
+
+def _moves(conv: Any) -> tuple[Any, ...]:
+    """What of a convolution its time depends on besides its weight's shape."""
+    return (*geometry_of(conv)[1:], is_channels_last(conv.weight))
+
+
+def _inputs(layer: Any, count: int) -> torch.Tensor:
+    """So many tokens, or positions in the output of a convolution, in memory as its weight lies."""
+    weight = layer.weight
+    is_conv = op_type(layer) == "Conv"
+    shape = [1, weight.shape[1], *geometry_of(layer).sizes_for(count)] if is_conv else [count, weight.shape[1]]
+    generator = torch.Generator(weight.device).manual_seed(0)  # the caller's random numbers stay
+    x = torch.randn(shape, generator=generator, dtype=torch.float32, device=weight.device).to(weight.dtype)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if is_channels_last(weight) else x
 
 
 def _expected(form: Format, weight: torch.Tensor, tokens: Sequence[int]) -> dict[int, float]:

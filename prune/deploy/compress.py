@@ -23,7 +23,7 @@ from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_saved, transformers_models
 from trisparse.prune.errors import PruningError, one_line
-from trisparse.prune.layers.modules import op_type, replace_module, unwrap
+from trisparse.prune.layers.modules import is_packable, replace_module, unwrap
 from trisparse.prune.layers.weights import named_weights
 from trisparse.sparse_ops import Linear24, LinearBlocks
 
@@ -35,7 +35,7 @@ def compress(
     model: nn.Module, prefer: str = "speed", tokens: Sequence[int] = (1, 4096), *, measure: bool = True,
     remove_channels: bool = True, example: Mapping[str, Any] | tuple | None = None, cache: Path | None = None,
 ) -> tuple[nn.Module, CompressionReport]:  # fmt: skip
-    """Keep every linear layer in one format, chosen by the pattern of zeros in its weight; in place, for inference.
+    """Keep every linear layer and convolution in one format, by the pattern of its zeros; in place, for inference.
 
     First channels and heads that are zero are removed, as by `compact`, but from a model of transformers none that its
     checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
@@ -45,13 +45,14 @@ def compress(
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
-            all that is no linear layer stay as they are.
+            all that is no linear layer and no convolution without groups stay as they are.
         prefer: `speed` keeps a packed format only if it is 3 % faster than dense over `tokens` and for none of them
             below 0.97 times as fast; `memory` keeps the smallest format, and the report says what that costs. Of
             formats with rows grouped anew, which only packing can size, those are tried that come near.
-        tokens: numbers of tokens in a batch that matter.
+        tokens: numbers of tokens in a batch that matter; for a convolution, of positions in its output.
         measure: time dense and packed on the model's device; otherwise a format has to promise a gain of 1.15 by a
-            static model of a GPU or a CPU. Times are remembered for this device and these versions.
+            static model of a GPU or a CPU, which knows no convolutions. Times are remembered for this device and these
+            versions.
         remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
             the report says so.
         example: inputs that `compact` finds readers by, and that outputs are compared on, keywords or positions;
@@ -62,7 +63,7 @@ def compress(
         The model, and what became of each layer.
 
     Raises:
-        PruningError: an argument that is not among these, or a model without linear layers, packed already, quantized
+        PruningError: an argument that is not among these, or a model with nothing to pack, packed already, quantized
             by another method, or not in memory; the model is as it was.
     """
     if prefer not in ("speed", "memory"):
@@ -88,7 +89,7 @@ def compress(
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
     outputs: list[Tensor] | None = None
-    for name, layer in list(_linear_layers(bare)):
+    for name, layer in list(_packable_layers(bare)):
         row, packed = chooser.choose(name, layer, _obstacle(layer, shared) or unnamed.get(name, ""))
         row.bytes_before = before[name]
         report.layers.append(row)
@@ -106,8 +107,8 @@ def compress(
 
 
 def _stored_whole(model: nn.Module, bytes_of_all: int) -> str:
-    """Which weights have zeros and are no linear layer's, by kind of module; an empty string if none has."""
-    others = {id(part.tensor): part for part in named_weights(model) if op_type(part.module) != "Linear"}
+    """Which weights have zeros and can't be packed, by kind of module; an empty string if none has."""
+    others = {id(part.tensor): part for part in named_weights(model) if not is_packable(part.module)}
     counts: Counter[str] = Counter()
     zeros = numbers = nbytes = 0
     for part in others.values():
@@ -120,7 +121,7 @@ def _stored_whole(model: nn.Module, bytes_of_all: int) -> str:
         return ""
     kinds = ", ".join(f"{count} of {kind}" for kind, count in counts.most_common())
     shares = f"{zeros / numbers:.0%} of them zero, {nbytes / bytes_of_all:.0%} of all bytes"
-    return f"only linear layers are packed, these weights with zeros stay whole: {kinds} ({shares})"
+    return f"these weights with zeros have no packed format: {kinds} ({shares})"
 
 
 def _outputs(model: nn.Module, example: Any, report: CompressionReport) -> list[Tensor]:
@@ -200,7 +201,7 @@ def _checked_tokens(tokens: Any) -> list[int]:
 
 
 def _checked_layers(model: nn.Module) -> dict[str, int]:
-    """Bytes of every linear layer's weight; PruningError for a model that can't be compressed."""
+    """Bytes of every layer's weight; PruningError for a model that can't be compressed."""
     if packed := [name for name, module in model.named_modules() if isinstance(module, PACKED)]:
         raise PruningError(
             f"model: is compressed already ({packed[0] or 'itself'} is packed); call decompress(model), or export the "
@@ -208,17 +209,17 @@ def _checked_layers(model: nn.Module) -> dict[str, int]:
         )
     check_numbers(model)
     check_config(model)
-    found = {name: layer.weight.nbytes for name, layer in _linear_layers(model)}
+    found = {name: layer.weight.nbytes for name, layer in _packable_layers(model)}
     if not found:
-        raise PruningError("model: has no linear layer")
+        raise PruningError("model: has no linear layer, and no convolution without groups")
     if "" in found:
         raise PruningError("model: is a single layer; put it into nn.Sequential")
     return found
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _packable_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        if op_type(module) == "Linear":
+        if is_packable(module):
             yield name, module
 
 

@@ -22,6 +22,7 @@ from trisparse.prune.deploy.layer_spec import (
 from trisparse.prune.deploy.spec_check import check_entry
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.modules import replace_module, unwrap
+from trisparse.sparse_ops.convolutions.windows import geometry_of
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def _empty(layer: Any, spec: Spec) -> nn.Module:
         return with_channels(layer, spec, next(iter(layer.state_dict().values())).device)
     device, dtype = layer.weight.device, layer.weight.dtype
     if is_packed(spec):
-        return empty_packed(spec, device, dtype)
+        return empty_packed(spec, device, dtype, geometry_of(layer) if "kernel" in spec else None)
     smaller = shrunken(layer, spec).to_empty(device=device)
     for parameter in smaller.parameters():
         parameter.zero_()

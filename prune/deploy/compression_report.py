@@ -14,11 +14,11 @@ from trisparse.prune.text_table import aligned
 
 @dataclass
 class CompressedLayer:
-    """One linear layer.
+    """One linear layer or convolution.
 
     Attributes:
         name: in the model.
-        shape: rows and columns of its weight, after channels were removed.
+        shape: rows and columns of its weight, after channels were removed; of a convolution `[out, kernel * in]`.
         zeros: share of its weights that are zero.
         format: `dense`, `2:4`, `NxM` or `NxM of Rx1`, rows grouped anew in runs of R.
         bytes_before: of its weight, before channels were removed.
@@ -47,7 +47,7 @@ class CompressionReport:
 
     Attributes:
         prefer: `speed` or `memory`.
-        layers: one entry for each linear layer, in the model's order.
+        layers: one entry for each linear layer and convolution that can be packed, in the model's order.
         bytes_before: of all parameters and buffers.
         bytes_after: the same, afterwards.
         channels: what became of channels and heads; None if none could be removed.
@@ -91,7 +91,7 @@ class CompressionReport:
         is_told = not formats or "outputs not compared" in self.note
         return "; ".join([
             f"{self.bytes_before / 2**20:.1f} -> {self.bytes_after / 2**20:.1f} MiB of tensors",
-            f"{formats.total()} of {len(self.layers)} linear layers packed" + (f": {kinds}" if kinds else ""),
+            f"{formats.total()} of {len(self.layers)} layers packed" + (f": {kinds}" if kinds else ""),
             *self._speeds(),
             *([f"dense: {reasons}"] if (reasons := self._why_dense()) else []),
             *([] if is_told else [compared]),

@@ -1,17 +1,19 @@
-"""The formats a linear layer can be kept in, by the pattern that its weight shows."""
+"""The formats a linear layer or a convolution can be kept in, by the pattern that its weight shows."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trisparse.kernels.layouts_24 import packed_size
-from trisparse.prune.channels.shrinking import padded
-from trisparse.prune.layers.modules import is_hf_conv1d
-from trisparse.sparse_ops import Linear24, LinearBlocks
+from trisparse.prune.channels.shrinking import padded, restored
+from trisparse.prune.layers.modules import is_hf_conv1d, op_type
+from trisparse.sparse_ops import Conv24, ConvBlocks, Linear24, LinearBlocks
 from trisparse.sparse_ops.blocks.packed_blocks import HEIGHTS, LOWEST, SIDES, step_of
+from trisparse.sparse_ops.convolutions.packed_convs import as_matrix, linear_of
 from trisparse.sparse_ops.two_four.layout_24 import layout_24
 
 _WORTH = 0.95  # of a dense weight's bytes; above it packing gains nothing
@@ -48,12 +50,16 @@ class Format(NamedTuple):
 
 
 def matrix_of(layer: Any) -> Tensor:
-    """A layer's weight as `[out, in]`."""
+    """A layer's weight as `[out, in]`, of a convolution `[out, kernel * in]`."""
+    if op_type(layer) == "Conv":
+        return as_matrix(layer.weight.detach())
     return (layer.weight.t() if is_hf_conv1d(layer) else layer.weight).detach()
 
 
 def as_linear(layer: Any) -> nn.Linear:
-    """The layer itself, or transformers' `Conv1D` as an `nn.Linear`."""
+    """The layer itself; transformers' `Conv1D`, and what a convolution does at each position, as an `nn.Linear`."""
+    if op_type(layer) == "Conv":
+        return linear_of(layer)
     if not is_hf_conv1d(layer):
         return layer
     weight = matrix_of(layer).contiguous()
@@ -107,14 +113,17 @@ def _packed_bytes(blocks: Tensor, n: int, m: int, run: int, size: int) -> int:
 
 def pack_layer(layer: Any, form: Format) -> nn.Module:
     """A packed layer of a format; it remembers what `unpack_layer` needs."""
-    linear = as_linear(layer)
+    is_24 = form.kind == "2:4"
+    how: Any = {} if is_24 else {"block": form.block, "run": form.run}
     packed: Any
-    if form.kind == "2:4":
-        packed = Linear24.from_linear(linear)
+    if op_type(layer) == "Conv":
+        packed = (Conv24 if is_24 else ConvBlocks).from_conv(layer, **how)
+        rows, cols = getattr(layer, "full_channels", layer.weight.shape[:2])
+        full = rows, cols * math.prod(layer.kernel_size)
     else:
-        packed = LinearBlocks.from_linear(linear, form.block, run=form.run)
-    packed.is_conv1d = is_hf_conv1d(layer)
-    packed.full_shape = getattr(layer, "full_shape", (linear.out_features, linear.in_features))
+        packed = (Linear24 if is_24 else LinearBlocks).from_linear(as_linear(layer), **how)
+        full = getattr(layer, "full_shape", (packed.out_features, packed.in_features))
+    packed.is_conv1d, packed.full_shape = is_hf_conv1d(layer), full
     packed.parts = getattr(layer, "parts", (1, 1))
     packed.training = layer.training
     return packed
@@ -126,6 +135,8 @@ def unpack_layer(layer: Any, full: bool = True) -> nn.Module:
     At the end of each part, where units come in several: gates and what they open, say, in one projection. With `full`
     false they stay removed, and the layer remembers its full size.
     """
+    if isinstance(layer, (Conv24, ConvBlocks)):
+        return _unpack_conv(layer, full)
     linear: Any = layer.to_linear() if isinstance(layer, (Linear24, LinearBlocks)) else as_linear(layer)
     shape, parts = tuple(linear.weight.shape), getattr(layer, "parts", (1, 1))
     full_shape = tuple(getattr(layer, "full_shape", shape))
@@ -146,3 +157,12 @@ def unpack_layer(layer: Any, full: bool = True) -> nn.Module:
     if (rows, cols) != full_shape:
         result.full_shape, result.parts = full_shape, parts
     return result.train(layer.training)
+
+
+def _unpack_conv(layer: Any, full: bool) -> nn.Module:
+    conv: Any = layer.to_conv()
+    rows, cols = layer.full_shape
+    if (rows, cols) == (layer.out_features, layer.in_features):
+        return conv
+    conv.full_channels, conv.parts, conv.full_groups = (rows, cols // math.prod(layer.kernel_size)), layer.parts, 1
+    return restored(conv) if full else conv

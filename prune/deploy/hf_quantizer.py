@@ -69,7 +69,7 @@ class TrisparseQuantizer(HfQuantizer):
         for name, spec in layers.items():
             layer: Any = model.get_submodule(name)
             packed = is_packed(spec)
-            replace_module(model, name, PackedTensors(spec, layer.weight.dtype) if packed else shrunken(layer, spec))
+            replace_module(model, name, PackedTensors(spec, layer) if packed else shrunken(layer, spec))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

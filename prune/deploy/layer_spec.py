@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from trisparse.prune.deploy.channel_spec import (
     with_channels,
 )
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layers.modules import is_hf_conv1d, op_type, unwrap
-from trisparse.sparse_ops import Linear24, LinearBlocks
+from trisparse.prune.layers.modules import is_hf_conv1d, is_plain_conv, op_type, unwrap
+from trisparse.sparse_ops import Conv24, ConvBlocks, Linear24, LinearBlocks
+from trisparse.sparse_ops.convolutions.windows import Geometry, geometry_of
 
 METHOD, VERSION = "trisparse", 1
 Spec = dict[str, Any]
@@ -41,6 +43,8 @@ def spec_of(layer: Any) -> Spec | None:
     shape = list(layer.weight.shape) if spec["format"] == "dense" else [layer.out_features, layer.in_features]
     if getattr(layer, "activation", "none") != "none":
         spec["activation"] = layer.activation
+    if isinstance(layer, (Conv24, ConvBlocks)):
+        spec |= {"kernel": list(layer.kernel_size), "channels_last": layer.channels_last}
     conv1d = is_hf_conv1d(layer) or getattr(layer, "is_conv1d", False)
     shape = shape[::-1] if is_hf_conv1d(layer) else shape
     full = list(getattr(layer, "full_shape", shape))
@@ -101,12 +105,16 @@ def is_ours(entry: Any) -> bool:
 
 def kind_of(spec: Spec) -> str:
     """Of what a spec is, in words."""
-    return KINDS if spec["format"] == CHANNELS else "linear layer"
+    if spec["format"] == CHANNELS:
+        return KINDS
+    return "convolution without groups" if "kernel" in spec else "linear layer"
 
 
 def is_of_kind(spec: Spec, layer: nn.Module) -> bool:
     """Whether a spec may be of such a layer, as a model makes it."""
-    return is_of_channels(layer) if spec["format"] == CHANNELS else op_type(layer) == "Linear"
+    if spec["format"] == CHANNELS:
+        return is_of_channels(layer)
+    return is_plain_conv(layer) if "kernel" in spec else op_type(layer) == "Linear"
 
 
 def misfit(spec: Spec, layer: Any) -> str:
@@ -115,6 +123,10 @@ def misfit(spec: Spec, layer: Any) -> str:
         return misfit_of_channels(spec, layer)
     is_conv1d = is_hf_conv1d(layer)
     full = list(layer.weight.shape[::-1] if is_conv1d else layer.weight.shape)
+    if "kernel" in spec:
+        if spec["kernel"] != list(layer.kernel_size):
+            return f"kernel: want {list(layer.kernel_size)}, as the model has it, got {spec['kernel']}"
+        full = [full[0], math.prod(full[1:])]
     for field, own in (("full_shape", full), ("conv1d", is_conv1d), ("bias", layer.bias is not None)):
         if spec[field] != own:
             return f"{field}: want {own}, as the model has it, got {spec[field]}"
@@ -148,6 +160,9 @@ def full_weight(spec: Spec) -> tuple[str, list[int]]:
     """The first tensor of a layer as its model makes it, dense and with all channels, and its shape in files."""
     if spec["format"] == CHANNELS:
         return next(iter(full_tensors(spec).items()))
+    if "kernel" in spec:
+        rows, cols = spec["full_shape"]
+        return "weight", [rows, cols // math.prod(spec["kernel"]), *spec["kernel"]]
     return "weight", spec["full_shape"][::-1] if spec["conv1d"] else spec["full_shape"]
 
 
@@ -159,9 +174,10 @@ def activations_of(layers: dict[str, Spec]) -> dict[str, str]:
 class PackedTensors(nn.Module):
     """A packed layer as a file holds it, for a loader that fills parameters by name; `layer` makes the layer of it."""
 
-    def __init__(self, spec: Spec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: Spec, like: Any) -> None:
+        """In the place of `like`, as its model makes it."""
         super().__init__()
-        self.spec = spec
+        self.spec, self.geometry, dtype = spec, geometry_of(like) if "kernel" in spec else None, like.weight.dtype
         self.out_features, self.in_features = spec["shape"]  # which a model's own initialization may ask for
         for name, (shape, own) in tensors_of(spec).items():
             tensor = torch.empty(shape, dtype=own or dtype, device="meta")
@@ -178,21 +194,23 @@ class PackedTensors(nn.Module):
     def layer(self) -> nn.Module:
         """The layer, checked; RuntimeError if the tensors do not make one."""
         first: Any = next(iter(self.parameters()))
-        layer = empty_packed(self.spec, first.device, first.dtype)
+        layer = empty_packed(self.spec, first.device, first.dtype, self.geometry)
         layer.load_state_dict(self.state_dict())
         layer.training = self.training
         return layer
 
 
-def empty_packed(spec: Spec, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A packed layer of a spec, of weight zero, for a state_dict to be loaded."""
+def empty_packed(spec: Spec, device: torch.device, dtype: torch.dtype, geometry: Geometry | None) -> nn.Module:
+    """A packed layer of a spec, of weight zero, for a state_dict to be loaded; a convolution moves by `geometry`."""
     rows, cols = spec["shape"]
+    sizes = cols, rows, spec["bias"], device, dtype
     layer: Any
     if spec["format"] == "2:4":
-        layer = Linear24(cols, rows, spec["bias"], device, dtype)
+        layer = (Conv24 if geometry else Linear24)(*sizes)
     else:
-        block, run = tuple(spec["block"]), spec["run"]
-        layer = LinearBlocks(cols, rows, spec["bias"], device, dtype, block=block, run=run)
+        layer = (ConvBlocks if geometry else LinearBlocks)(*sizes, block=tuple(spec["block"]), run=spec["run"])
+    if geometry:
+        layer.moving(geometry, spec["channels_last"])
     layer.is_conv1d, layer.full_shape = spec.get("conv1d", False), tuple(spec["full_shape"])
     layer.parts = tuple(spec.get("parts", (1, 1)))
     return layer

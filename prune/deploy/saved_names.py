@@ -12,7 +12,7 @@ from trisparse.prune.channels.chains import Found
 from trisparse.prune.deploy.checkpoint_files import Headers, names_of
 from trisparse.prune.deploy.layer_spec import Spec, is_of_kind, kind_of, misfit, tensors_of
 from trisparse.prune.errors import PruningError
-from trisparse.prune.layers.modules import op_type
+from trisparse.prune.layers.modules import is_packable
 
 _OF_PACKED = ("values", "bitmask", "columns", "pointers", "order", "bias")  # whatever a packed layer saves
 
@@ -115,8 +115,7 @@ def _naming_obstacles(model: Any, layers: list[str]) -> dict[str, str]:
     written = names_in_files(model, shapes)
     merged = {layer for layer in layers for name in ("weight", "bias") if written.get(f"{layer}.{name}", "") is None}
     found = dict.fromkeys(merged, "transformers merges or splits its weight in files")
-    linear = [layer for layer in layers if op_type(model.get_submodule(layer)) == "Linear"]
-    free = [layer for layer in linear if layer not in merged]
+    free = [layer for layer in layers if layer not in merged and is_packable(model.get_submodule(layer))]
     packed = {f"{layer}.{name}": (1,) for layer in free for name in _OF_PACKED}
     shapes = {name: shape for name, shape in shapes.items() if name.rpartition(".")[0] not in free} | packed
     written = names_in_files(model, shapes)

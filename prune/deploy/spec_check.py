@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,8 @@ def _trouble(spec: Any) -> str:
     checks = {"format": lambda _: True, **_COMMON, **_FIELDS[kind]}
     if "parts" in spec:  # only where units come in several, as gates and what they open do in one projection
         checks["parts"] = _is_shape
+    if "kernel" in spec and kind != "dense":  # only of a convolution
+        checks |= {"kernel": _is_kernel, "channels_last": _is_bool}
     if "activation" in spec and kind != "dense":  # only where a packed layer applies it
         checks["activation"] = lambda name: isinstance(name, str) and name in ACTIVATIONS and name != "none"
     if spec.keys() != checks.keys():
@@ -62,6 +65,10 @@ def _trouble(spec: Any) -> str:
     for size, full, parts in zip(spec["shape"], spec["full_shape"], spec.get("parts", (1, 1)), strict=True):
         if parts < 1 or size % parts or full % parts:
             return f"parts: want divisors of {spec['shape']} and {spec['full_shape']}, got {spec['parts']}"
+    if any(size % math.prod(spec.get("kernel", (1,))) for size in (spec["shape"][1], spec["full_shape"][1])):
+        return (
+            f"kernel: want a divisor of the columns of {spec['shape']} and {spec['full_shape']}, got {spec['kernel']}"
+        )
     if kind == "2:4" and spec["shape"][1] % 4:
         return f"shape: want columns in fours for 2:4, got {spec['shape']}"
     n, run = spec.get("block", (1, 1))[0], spec.get("run", 1)
@@ -72,6 +79,10 @@ def _trouble(spec: Any) -> str:
 
 def _is_shape(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_size, value))
+
+
+def _is_kernel(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and 1 <= len(value) <= 3 and all(is_size(size) and size for size in value)
 
 
 def _is_block(value: Any, of_vectors: bool) -> bool:

@@ -29,6 +29,16 @@ def op_type(module: nn.Module) -> str | None:
     return "Conv" if isinstance(module, _CONVS) else None
 
 
+def is_plain_conv(module: Any) -> bool:
+    """Whether this is a convolution whose every output reads all inputs, with zeros around them."""
+    return op_type(module) == "Conv" and module.groups == 1 and module.padding_mode == "zeros"
+
+
+def is_packable(module: Any) -> bool:
+    """Whether a packed layer can do what this does: linear ones, and convolutions without groups."""
+    return op_type(module) == "Linear" or is_plain_conv(module)
+
+
 def interference(module: nn.Module) -> str:
     """What makes a module do other than its class says, or an empty string."""
     if any(getattr(module, name) for name in _HOOKS):

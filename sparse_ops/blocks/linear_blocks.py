@@ -110,7 +110,8 @@ class LinearBlocks(DirectModule):
         matrix, values = self.matrix, self.values
         if values.requires_grad and torch.is_grad_enabled():
             return guarded(unpack_blocks(matrix))
-        return lazy_weight(lambda: unpack_blocks(matrix), matrix.rows, matrix.cols, values.dtype, values.device)
+        like = torch.empty(matrix.rows, matrix.cols, dtype=values.dtype, device="meta")
+        return lazy_weight(lambda: unpack_blocks(matrix), like, values.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight. See `activate` too."""

@@ -106,7 +106,8 @@ class Linear24(DirectModule):
     def weight(self) -> Tensor:
         """The dense weight `[out, in]` for code that reads it, unpacked once its values are asked for; not to write."""
         matrix = self.matrix
-        return lazy_weight(lambda: unpack_24(matrix), matrix.rows, matrix.cols, self.dtype, matrix.packed.device)
+        like = torch.empty(matrix.rows, matrix.cols, dtype=self.dtype, device="meta")
+        return lazy_weight(lambda: unpack_24(matrix), like, matrix.packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight. See `activate` too."""

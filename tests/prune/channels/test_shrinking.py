@@ -65,10 +65,11 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_filters_go_with_all_that_is_between(name):
+def test_filters_go_with_all_that_is_between(name, memory_format):
     layers, zero, value, gone, reason = NETWORKS[name]
-    model = set_up(*copy.deepcopy(layers), zero=zero, value=value)
+    model = set_up(*copy.deepcopy(layers), zero=zero, value=value).to(memory_format=memory_format)
     full = copy.deepcopy(model)
     want = model(PICTURES)
     report = compact(model, (PICTURES,), multiple=1)

@@ -49,7 +49,7 @@ def test_memory_takes_the_smallest_format_and_lets_go_of_the_dense_weight():
     assert all(gain > 0 for gain in packed.measured.values())
     assert report.channels.parameters[1] < report.channels.parameters[0]
     text = str(report)
-    assert "2 of 5 linear layers packed: 1 as " in text.splitlines()[0]
+    assert "2 of 5 layers packed: 1 as " in text.splitlines()[0]
     assert "; their speed, dense = 1, T tokens, median: " in text.splitlines()[0]
     assert "x dense, T=16" in text
     assert report.to_dict()["layers"][3]["format"] == "4x1"
@@ -81,14 +81,14 @@ def test_speed_on_a_cpu_stays_dense_where_there_are_no_kernels(monkeypatch):
 def test_the_summary_says_why_nothing_was_packed(monkeypatch):
     monkeypatch.setattr(choose_format, "runs_packed", lambda dtype: True)
     _, report = compress(mixed(), measure=False)
-    assert "; 0 of 5 linear layers packed; " in report.summary()
+    assert "; 0 of 5 layers packed; " in report.summary()
     why = "no format is smaller (3), no format promises enough (2)"
     assert report.summary().endswith(f"; dense: {why}")
     assert str(report).splitlines()[0] == report.summary()
     _, report = compress(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), prefer="memory")
     assert report.summary().endswith("; dense: no format is smaller (2)")
     _, report = compress(mixed(), prefer="memory")
-    assert "; 2 of 5 linear layers packed: 1 as 2:4, 1 as 4x1; " in report.summary()
+    assert "; 2 of 5 layers packed: 1 as 2:4, 1 as 4x1; " in report.summary()
     assert "; dense: no format is smaller (3); " in report.summary()
 
 
@@ -123,12 +123,12 @@ def test_what_must_stay_dense():
 
 
 def test_the_report_names_what_was_pruned_and_is_no_linear_layer():
-    model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.LSTM(4, 32), nn.MultiheadAttention(4, 2), nn.Linear(4, 4))
+    model = nn.Sequential(nn.ConvTranspose1d(4, 4, 1), nn.LSTM(4, 32), nn.MultiheadAttention(4, 2), nn.Linear(4, 4))
     others = model[0].weight, model[1].weight_ih_l0, model[1].weight_hh_l0, model[2].in_proj_weight
     for weight in others[:3]:
         weight.data[:2] = 0
     _, report = compress(model, measure=False)
-    stay = "only linear layers are packed, these weights with zeros stay whole: 2 of LSTM, 1 of Conv1d"
+    stay = "these weights with zeros have no packed format: 2 of LSTM, 1 of ConvTranspose1d"
     zeros, numbers = 2 * (4 + 4 + 32), 4 * 4 + 128 * 4 + 128 * 32
     assert (
         f"{stay} ({zeros / numbers:.0%} of them zero, {4 * numbers / report.bytes_after:.0%} of all bytes)"
@@ -137,7 +137,7 @@ def test_the_report_names_what_was_pruned_and_is_no_linear_layer():
     for weight in others:
         weight.data[:] = 1
     model[1].weight_hh_l0.data[0, 0] = 0  # as training may leave it
-    assert "stay whole" not in compress(model, measure=False)[1].note
+    assert "no packed format" not in compress(model, measure=False)[1].note
 
 
 @pytest.mark.parametrize(

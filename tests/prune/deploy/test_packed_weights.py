@@ -98,7 +98,7 @@ def test_where_outputs_change_all_layers_are_dense_again(otherwise, reason):
     _, report = compress(model, prefer="memory", measure=False, example=(x,))
     assert report.verified
     assert f"no layer is packed: the model does not do the same with packed layers ({reason}" in str(report)
-    assert "0 of 2 linear layers packed" in report.summary()
+    assert "0 of 2 layers packed" in report.summary()
     assert {(row.format, row.reason) for row in report.layers} == {("dense", "packed, the model's outputs change")}
     assert report.bytes_after == report.bytes_before
     assert torch.equal(model(x), want)
