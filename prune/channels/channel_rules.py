@@ -253,4 +253,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["constant_pad_nd", "masked_fill"], _filled),
     "as_strided": _restrided,
 }
-IN_PLACE = {*_EACH, "add", "sub", "mul", "div", "masked_fill", "as_strided"}  # also where it writes to its first argument
+IN_PLACE = {
+    *_EACH,
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "masked_fill",
+    "as_strided",
+}  # also where it writes to its first argument

@@ -22,6 +22,7 @@ from trisparse.prune.layers.modules import op_type
 _MULTIPLES = {"cuda": 64, "cpu": 8}
 
 
+@torch.inference_mode(False)  # in which new tensors could not take part in training any more
 @torch.no_grad()
 def compact(
     model: nn.Module, example: Mapping[str, Any] | tuple | None = None, multiple: int | None = None

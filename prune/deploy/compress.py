@@ -30,6 +30,7 @@ from trisparse.sparse_ops import Linear24, LinearBlocks
 PACKED = (Linear24, LinearBlocks)
 
 
+@torch.inference_mode(False)  # in which new tensors could not take part in training any more
 @torch.no_grad()
 def compress(
     model: nn.Module, prefer: str = "speed", tokens: Sequence[int] = (1, 4096), *, measure: bool = True,
@@ -169,6 +170,7 @@ def _fold_if_equal(model: nn.Module, before: list[Tensor], example: Any, report:
             row.reason += f"; applies the {cast(Any, model.get_submodule(row.name)).activation} that follows"
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def decompress(model: nn.Module) -> nn.Module:
     """Make every layer dense again, in place, with channels that were removed back as zeros, at the end.

@@ -25,6 +25,7 @@ from trisparse.prune.layers.modules import replace_module, unwrap
 from trisparse.sparse_ops.convolutions.windows import geometry_of
 
 
+@torch.inference_mode(False)  # in which new tensors could not take part in training any more
 @torch.no_grad()
 def compress_like(model: nn.Module, description: Spec) -> nn.Module:
     """Give a dense module the layers that a compressed one has, in place, for its `state_dict` to be loaded.

@@ -16,7 +16,7 @@ from trisparse.prune.layers.find_heads import Chosen, find_heads
 from trisparse.prune.layers.foreign import foreign_weight
 from trisparse.prune.layers.layer import Layer
 from trisparse.prune.layers.left_out import is_named, listed, notes_of, reasons_to_leave
-from trisparse.prune.layers.modules import bare_modules, classes_by_name, exact, find_head
+from trisparse.prune.layers.modules import bare_modules, classes_by_name, exact, find_head, is_of_peft
 from trisparse.prune.layers.shards import check_wrappers
 from trisparse.prune.layers.weights import Weight, named_weights
 from trisparse.sparse_ops.checks import DTYPES
@@ -124,19 +124,26 @@ def _matches(config: GroupConfig, weight: Weight, head: nn.Module | None) -> boo
 
 
 def _check_numbers(model: nn.Module, config: GroupConfig, head: nn.Module | None) -> None:
-    """PruningError for a wanted layer that is packed, or quantized by another library."""
+    """PruningError for a wanted layer that is packed, quantized by another library, or holds an adapter merged."""
     classes = classes_by_name(model)
     for name, module in bare_modules(model):
         if (reason := foreign_weight(module)) and _is_wanted(config, name, classes[name], module is head):
             raise PruningError(f"{name or 'model'}: {reason}, or add {exact(name)!r} to excluded_op_names")
+        base = f"{name}.base_layer"
+        merged = is_of_peft(module, "BaseTunerLayer") and getattr(module, "merged", False) and base in classes
+        if merged and _is_wanted(config, base, classes[base], False):
+            raise PruningError(
+                f"{base}: holds its adapter merged, and zeros would be gone once that is unmerged; call "
+                "unmerge_adapter() or merge_and_unload() before"
+            )
 
 
 def _layer(weight: Weight, pattern: Pattern, attention: str | None, bias: str | None) -> Layer:
     tensor = weight.tensor
     if tensor is None:
         raise PruningError(
-            f"{weight.name}: its weight is no plain parameter (is it parametrized?); prune it before, or add "
-            f"{exact(weight.name)!r} to excluded_op_names"
+            f"{weight.name}: its weight is no plain parameter (parametrized, or masked by torch.nn.utils.prune?); "
+            f"make it one again (torch.nn.utils.prune.remove), or add {exact(weight.name)!r} to excluded_op_names"
         )
     if isinstance(tensor, nn.parameter.UninitializedParameter) or tensor.is_meta or tensor.numel() == 0:
         raise PruningError(

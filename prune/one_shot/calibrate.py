@@ -131,9 +131,11 @@ def calibrate(
                         before[layer] = layer.values.to("cpu", copy=True)
                         with no_autocast(layer.weight.device):
                             method.prune(layer)
+                torch.clear_autocast_cache()  # a caller's autocast would go on with copies of what was dense
         except BaseException:
             for layer, weight in before.items():
                 layer.values.copy_(weight)
+            torch.clear_autocast_cache()
             raise
     return first.unreached
 

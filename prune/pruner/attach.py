@@ -109,15 +109,18 @@ class Attachment:
     def _check_alone(self) -> None:
         """Two Pruners would each undo what the other keeps."""
         mine = {id(layer.weight) for layer in self._layers}
-        for hook in self._optimizer._optimizer_step_pre_hooks.values():
-            other = getattr(hook, "__self__", None)
-            if isinstance(other, Attachment):
-                for layer in other._layers:
-                    if id(layer.weight) in mine:
-                        raise PruningError(
-                            f"attach: another Pruner on this {type(self._optimizer).__name__} prunes {layer.name} "
-                            "already; detach() it first"
-                        )
+        for other in self.beside():
+            for layer in other._layers:
+                if id(layer.weight) in mine:
+                    raise PruningError(
+                        f"attach: another Pruner on this {type(self._optimizer).__name__} prunes {layer.name} "
+                        "already; detach() it first"
+                    )
+
+    def beside(self) -> list[Attachment]:
+        """Those of other Pruners on the same optimizer."""
+        owners = [getattr(hook, "__self__", None) for hook in self._optimizer._optimizer_step_pre_hooks.values()]
+        return [owner for owner in owners if isinstance(owner, Attachment) and owner is not self]
 
     @property
     def _shrinks(self) -> bool:

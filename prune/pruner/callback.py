@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 _STATE = "pruner.pt"
+_OF_CALLBACKS: WeakSet[Attachment] = WeakSet()
 _TRAINER_STEP = "trainer_step"
 
 
@@ -108,7 +110,14 @@ class PruningCallback(TrainerCallback):
         pruner = Pruner(model, config, replicas, self.sparse_training, self.example)
         if state.global_step:
             _restore(pruner, _resumed_folder(args, state) / _STATE, state.global_step)
-        self._attachment = pruner.attach(kwargs["optimizer"])
+        self._attachment = attachment = pruner.attach(kwargs["optimizer"])
+        _OF_CALLBACKS.add(attachment)
+        if any(other in _OF_CALLBACKS for other in attachment.beside()):
+            attachment.detach()
+            self._attachment = None
+            raise PruningError(
+                f"callbacks: two PruningCallbacks would write to one {_STATE}; give one of them both configs, as a list"
+            )
         self.pruner, self.report, self.history = pruner, None, []
         self._logged_step = pruner.step_count if state.global_step else -1
         self._log_event(control)

@@ -21,6 +21,7 @@ from trisparse.prune.pruner.attach import Attachment
 from trisparse.prune.pruner.budget import shared_budgets
 from trisparse.prune.pruner.group import PrunedGroup
 from trisparse.prune.pruner.group_state import group_state, load_group_state
+from trisparse.prune.pruner.held_weights import check_modules, check_weights, was_moved
 from trisparse.prune.pruner.layer_masks import layer_masks, pruned_weights
 from trisparse.prune.pruner.mask_hash import mask_hash
 from trisparse.prune.pruner.pruner_state import VERSION, checked_state, saved_layer
@@ -172,6 +173,7 @@ class Pruner:
     def _write_masks(self) -> None:
         for group in self.groups:
             group.write_masks(self.step_count)
+        torch.clear_autocast_cache()  # inside an autocast the next forward would go on with copies of what was there
         self._holds = True
 
     @torch.no_grad()
@@ -200,6 +202,7 @@ class Pruner:
             PruningError: one is not zero where its mask prunes.
         """
         self._check_weights()
+        check_modules(self.model, self.layers)
         check_zeros(self.groups, self.step_count, self._stepped_by)
         self._watch.check(self._stepped_by)
 
@@ -224,15 +227,7 @@ class Pruner:
 
     def _check_weights(self) -> None:
         self._reshard()
-        for group in self.groups:
-            device = group.weights.device
-            for layer in group.layers:
-                weight = layer.weight
-                if layer.module._parameters.get(layer.parameter) is not weight or weight.device != device:
-                    raise PruningError(
-                        f"{layer.place}: was replaced or moved after the Pruner was built; "
-                        "build the Pruner after .to(), prepare() and the like"
-                    )
+        check_weights(self.groups)
 
     def attach(self, optimizer: Any) -> Attachment:
         """Call `observe` and `step` from the optimizer's own hooks, from now on.
@@ -250,7 +245,7 @@ class Pruner:
                 that group lasso needs, or a second attach.
         """
         if self._attached is not None:
-            raise PruningError("attach: this Pruner is attached already; detach() first")
+            raise PruningError("attach: this Pruner is attached already; call detach() on what attach returned")
         self._attached = Attachment(
             optimizer, self.groups, self.observe, self.step, self._broke_off, self._detached, self._unfinished
         )
@@ -269,9 +264,19 @@ class Pruner:
         self._observed = self._holds = False
 
     def _unfinished(self) -> str:
-        if self.masks_are_final:
+        if not self.masks_are_final:
+            return f"attach: the with block was left before the last event: {self!r}"
+        if was_moved(self.groups):
             return ""
-        return f"attach: the with block was left before the last event: {self!r}"
+        try:
+            self.check_zeros()
+        except PruningError as error:
+            return f"attach: the with block was left with weights that are not pruned: {error}"
+        return ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing."""
+        return {**vars(self), "_attached": None, "_observed": False, "_holds": False}
 
     def masks(self) -> dict[str, Tensor]:
         """Name in the bare model -> bool tensor of the weight's shape, True = kept; a DTensor if the weight is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,10 @@ class SparseTraining:
         if self._resumed is not None and self._entered:
             self.update(step, self._resumed)
             self._resumed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has entered no layers, and will choose those that are chosen here."""
+        return {**vars(self), "_entered": {}, "dense": {}, "is_due": False, "_resumed": self.state}
 
     @property
     def state(self) -> Sequence[str] | None:

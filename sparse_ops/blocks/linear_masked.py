@@ -19,7 +19,7 @@ from trisparse.sparse_ops.blocks.vector_spmm import vector_spmm
 from trisparse.sparse_ops.library import is_seen, no_autocast
 from trisparse.sparse_ops.packed_modules import autocast_dtype
 
-_OWN = ("kept", "tokens", "computed")
+_OWN = ("kept", "tokens", "computed", "_masked")
 
 
 class _Product(torch.autograd.Function):
@@ -89,24 +89,25 @@ class LinearMasked(nn.Linear):
     kept: MaskedBlocks | MaskedChannels | None
     tokens: int
     computed: torch.dtype | None
+    _masked: tuple[Tensor]  # whose zeros `kept` tells of; in a tuple, where nn.Module sees no parameter
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, under autocast in its dtype."""
-        weight = cast(Tensor, self._parameters["weight"])
-        if self.training:
+        if self.training and isinstance(input, Tensor):  # a tracer's stand-in is none
             self.tokens, self.computed = input.numel() // max(self.in_features, 1), autocast_dtype(input)
-            if self.kept is not None and self._is_own(weight) and not is_seen(input, weight) and _has_no_tangent():
-                dtype = self.computed or weight.dtype
+            if self.kept is not None and self._fits(input) and not is_seen(input, self.weight) and _has_no_tangent():
+                weight, bias, dtype = self.weight, self.bias, self.computed or self.weight.dtype
                 if isinstance(self.kept, MaskedChannels):
-                    return channel_linear(input, weight, self._parameters["bias"], self.kept)
+                    return channel_linear(input, weight, bias, self.kept)
                 if dtype is not torch.float16 and (dtype is not weight.dtype or input.dtype is dtype):
-                    return _Product.apply(input, weight, self._parameters["bias"], self.kept, dtype)
-        return linear(input, weight, self.bias)
+                    return _Product.apply(input, weight, bias, self.kept, dtype)
+        return linear(input, self.weight, self.bias)
 
-    def _is_own(self, weight: Tensor) -> bool:
-        """Whether this is a parameter that the masks are of: not one of another size, or a tensor put in its place."""
+    def _fits(self, input: Tensor) -> bool:
+        """Whether the weight is the one that was masked, not what somebody put in its place, and takes this input."""
         kept = cast("MaskedBlocks | MaskedChannels", self.kept)
-        return type(weight) is nn.Parameter and tuple(weight.shape) == kept.shape
+        weight = self._parameters.get("weight")
+        return weight is self._masked[0] and tuple(weight.shape) == kept.shape and input.shape[-1:] == weight.shape[1:]
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.kept is None else f", multiplied={self.kept.density:.4f}")
@@ -126,7 +127,7 @@ def mask_linear(layer: nn.Linear) -> LinearMasked:
         raise TypeError(f"layer: want an nn.Linear itself, got {type(layer).__name__}")
     layer.__class__ = LinearMasked
     masked = cast(LinearMasked, layer)
-    masked.kept, masked.tokens, masked.computed = None, 0, None
+    masked.kept, masked.tokens, masked.computed, masked._masked = None, 0, None, (layer.weight,)
     return masked
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trisparse import PruningError, compress, decompress, prune_once
+from trisparse import PruningError, compact, compress, decompress, prune_once
 from trisparse.prune.deploy import choose_format
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.sparse_ops import Linear24, LinearBlocks
@@ -283,3 +283,30 @@ def test_without_measuring_a_format_has_to_promise_much():
     row, packed = fastest({}, layer, measure=False)
     assert packed is None
     assert row.reason == "dense: no format promises enough"
+
+
+@pytest.mark.parametrize("put", ["parameter", "buffer", "module"])
+def test_a_layer_that_holds_more_stays(put):
+    model = mixed()
+    if put == "parameter":
+        model[5].register_parameter("scale", nn.Parameter(torch.ones(1)))
+    elif put == "buffer":
+        model[5].register_buffer("scale", torch.ones(1))
+    else:
+        model[5].scale = nn.Linear(1, 1)
+    before = set(model.state_dict())
+    _, report = compress(model, prefer="memory", measure=False)
+    assert report.layers[3].reason == "it holds scale besides its weight and bias"
+    assert set(decompress(model).state_dict()) == before
+
+
+@pytest.mark.parametrize("change", [compress, compact, decompress])
+def test_what_is_made_in_inference_mode_can_be_trained_beside(change):
+    model = mixed()
+    if change is decompress:
+        compress(model, prefer="memory", measure=False)
+    with torch.inference_mode():
+        change(model, **({"prefer": "memory", "measure": False} if change is compress else {}))
+    model[-1].weight.requires_grad_()
+    model(X).sum().backward()
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())

@@ -125,6 +125,20 @@ def test_of_a_peft_model_the_base_is_pruned(lora):
     assert any("self_attn.q_proj.lora_A.default" in note and "is an adapter" in note for note in report.notes)
 
 
+def test_a_merged_adapter_would_take_the_zeros_away(lora):
+    _, model = lora()
+    model.merge_adapter()
+    message = (
+        r"q_proj.base_layer: holds its adapter merged, .*; call unmerge_adapter\(\) or merge_and_unload\(\) before"
+    )
+    with pytest.raises(PruningError, match=message):
+        prune_once(model, pattern="2:4")
+    report = prune_once(model, pattern="2:4", excluded_op_names=["[qv]_proj"])
+    assert report.pruned_layers == 0.5
+    model.unmerge_adapter()
+    assert prune_once(model, pattern="2:4").pruned_layers == 0.5
+
+
 class Packed8(torch.Tensor):
     """A weight of another library."""
 

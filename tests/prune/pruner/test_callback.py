@@ -317,3 +317,14 @@ def test_two_processes_choose_what_one_does(on_ranks, mode):
     same = [(first["masks"][name] == mask).float().mean() for name, mask in alone["masks"].items()]
     assert torch.stack(same).mean() > 0.99, "gradients that are summed in another order differ in their last bits"
     assert (two / "out" / "checkpoint-5" / "pruner.pt").is_file()
+
+
+def test_two_callbacks_of_one_trainer_are_refused(trainer):
+    parts = [{**CONFIG, "op_names": [name]} for name in ("attention", "intermediate")]
+    both, _ = trainer(callback=PruningCallback(parts[0]), save_strategy="no")
+    both.add_callback(PruningCallback(parts[1]))
+    with pytest.raises(PruningError, match="callbacks: two PruningCallbacks would write to one pruner.pt; give one of"):
+        both.train()
+    one, callback = trainer(callback=PruningCallback(parts), save_strategy="no")
+    one.train()
+    assert len(callback.pruner.groups) == 2

@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+import torch.fx
+import torch.nn.utils.parametrize
 from torch import nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
@@ -223,9 +225,43 @@ def test_another_weight_in_its_place_is_multiplied_whole():
     x, other = torch.randn(3, 32), torch.randn(48, 32)
     y = torch.func.functional_call(masked, {"weight": other}, (x,))
     assert torch.equal(y, linear(x, other, masked.bias))
+    y = torch.func.functional_call(masked, {"weight": nn.Parameter(other)}, (x,))
+    assert torch.equal(y, linear(x, other, masked.bias)), "a dense teacher's, say"
     masked.weight = nn.Parameter(torch.randn(40, 32))  # of another size, as after channels were removed
     masked.bias = None
     assert torch.equal(masked(x), linear(x, masked.weight))
+
+
+@pytest.mark.parametrize("unit", [(4, 1), (1, 32), (48, 1)])
+@pytest.mark.parametrize("width", [31, 33])
+def test_an_input_of_another_width_is_refused_as_by_a_dense_layer(unit, width):
+    dense, masked, _ = layers(unit, dtype=torch.float32)
+    x = torch.randn(3, width)
+    with pytest.raises(RuntimeError) as want:
+        dense(x)
+    with pytest.raises(RuntimeError) as got:
+        masked(x)
+    assert str(got.value) == str(want.value)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_what_is_parametrized_is_what_it_is(name):
+    _, masked, _ = layers(dtype=torch.float32)
+    x = torch.randn(3, 32)
+    nn.utils.parametrize.register_parametrization(masked, name, Doubled())
+    torch.testing.assert_close(masked(x), linear(x, masked.weight, masked.bias))
+
+
+class Doubled(nn.Module):
+    def forward(self, tensor):
+        return 2 * tensor
+
+
+def test_a_tracer_sees_a_dense_layer():
+    dense, masked, _ = layers(dtype=torch.float32)
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(torch.fx.symbolic_trace(masked)(x), dense(x))
+    assert masked.tokens == 0
 
 
 def test_a_weight_changed_in_between_is_an_error():
