@@ -20,8 +20,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from trisparse.kernels.cache import cache_folder, instructions, locked, processor
 
@@ -86,7 +87,7 @@ def _key(compiler: str, options: list[str]) -> str:
     """Of all that the machine code depends on."""
     found = hashlib.sha256()
     real = os.stat(compiler)  # its version takes ten times as long to ask for
-    told = (compiler, real.st_size, real.st_mtime_ns, *options, processor(), instructions(), version("torch"))
+    told = (compiler, real.st_size, real.st_mtime_ns, *options, processor(), instructions(), torch.__version__)
     found.update(repr(told).encode() + sources_digest().encode())
     return found.hexdigest()[:32]
 
@@ -114,7 +115,8 @@ def _compile(compiler: str, options: list[str], path: Path) -> None:
 def _run(commands: list[list[str]]) -> None:
     """All at once; raises _Unavailable with the compiler's first error."""
     runs = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for command in commands
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        for command in commands
     ]
     told = [run.communicate()[1] for run in runs]
     for command, run, text in zip(commands, runs, told, strict=True):

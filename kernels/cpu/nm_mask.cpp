@@ -15,11 +15,10 @@ typedef int32_t Keys __attribute__((vector_size(LANES * 4)));
 
 // An integer in the order of the values: 0 as -0, NaN above infinity.
 static inline Keys order(Vec value, bool magnitude) {
-  value = value + 0.0f;  // -0 becomes +0
-  Keys bits = (Keys)value;
-  if (magnitude) bits &= 0x7fffffff;
-  Keys key = bits < 0 ? bits ^ 0x7fffffff : bits;
-  return value == value ? key : Keys{} + 0x7fffffff;
+  Keys bits = (Keys)value, size = bits & 0x7fffffff;  // of floats a thread may take denormals for zero
+  if (magnitude) bits = size;
+  Keys key = size == 0 ? size : bits < 0 ? bits ^ 0x7fffffff : bits;
+  return size > 0x7f800000 ? Keys{} + 0x7fffffff : key;
 }
 
 // Of each lane the one that is D further in its group of M, round and round.

@@ -27,9 +27,9 @@ typedef uint8_t Flags __attribute__((vector_size(LANES)));
 typedef int8_t Signs __attribute__((vector_size(LANES)));
 
 static inline Keys keys_of(const float* scores, const uint8_t* mask) {
-  Vec score = load<Vec>(scores) + 0.0f;  // -0 becomes +0
-  Keys bits = (Keys)score, key = bits < 0 ? bits ^ 0x7fffffff : bits;
-  key = score == score ? key : Keys{} + 0x7fffffff;
+  Keys bits = load<Keys>(scores), size = bits & 0x7fffffff;  // of floats a thread may take denormals for zero
+  Keys key = size == 0 ? size : bits < 0 ? bits ^ 0x7fffffff : bits;
+  key = size > 0x7f800000 ? Keys{} + 0x7fffffff : key;
   Keys kept = __builtin_convertvector(load<Signs>(mask), Keys);
   return kept == 0 ? Keys{} + GONE : key;
 }

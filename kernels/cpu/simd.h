@@ -9,6 +9,11 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // which has the same under its older name
+#define __builtin_shufflevector(a, b, ...) \
+  __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(sizeof(a))))){__VA_ARGS__})
+#endif
+
 #if defined(__AVX512F__) || defined(SIXTEEN_LANES)  // tests make such vectors of narrower ones
 constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX2__)
@@ -48,7 +53,7 @@ static inline Vec repeated(const float* from) {
 #if defined(__AVX512F__)
   if constexpr (COUNT == 4) return (Vec)_mm512_maskz_broadcast_f32x4(-1, _mm_loadu_ps(from));
   if constexpr (COUNT == 8) return (Vec)_mm512_maskz_broadcast_f64x4(-1, _mm256_loadu_pd((const double*)from));
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
   if constexpr (COUNT == 4) return (Vec)_mm256_broadcast_ps((const __m128*)from);
 #endif
   if constexpr (COUNT > 2) {
@@ -84,7 +89,7 @@ static inline void store_floats(bf16* to, Vec v) { store(to, __builtin_convertve
 static inline void store_past(float* to, Vec v) {
 #if defined(__AVX512F__)
   __builtin_ia32_movntps512(to, v);
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
   __builtin_ia32_movntps256(to, v);
 #else
   store(to, v);

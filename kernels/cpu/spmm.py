@@ -18,11 +18,16 @@ _Weight = structure(
 
 def prepare(matrix: Any, bias: Tensor | None, activation: str) -> Product | None:
     """`spmm` with one weight, for many calls; None where there is no kernel for it. See `prepare_product`."""
-    if matrix.columns.dtype != torch.int16:
+    if not _are_narrow(matrix):
         return None
     values, columns, pointers, order = matrix[:4]
     numbers = matrix.rows, matrix.cols, *matrix.block, matrix.run
     return prepare_product("spmm", _Weight, (values, columns, pointers, order), bias, numbers, activation)
+
+
+def _are_narrow(matrix: Any) -> bool:
+    """Whether columns, pointers and order are of the integers that kernels read them as."""
+    return matrix.columns.dtype == torch.int16 and matrix.pointers.dtype == matrix.order.dtype == torch.int32
 
 
 class Held(NamedTuple):
@@ -35,7 +40,7 @@ class Held(NamedTuple):
 def hold(matrix: Any, *others: Tensor) -> Held | None:
     """A `PackedBlocks` for a kernel without bias; None where there is none for it, or for the other tensors with it."""
     dtype = matrix.values.dtype
-    if matrix.columns.dtype != torch.int16 or dtype not in DTYPES or not matrix.cols:
+    if not _are_narrow(matrix) or dtype not in DTYPES or not matrix.cols:
         return None
     if any(not part.is_cpu for part in (*matrix[:4], *others)) or any(other.dtype != dtype for other in others):
         return None

@@ -44,7 +44,7 @@ class LinearBlocks(DirectModule):
     slots_t: Tensor
     groups_t: Tensor
     pointers_t: Tensor
-    _index_seen: tuple[tuple[int, int], ...] = ()  # which index was checked, as it was then
+    _index_seen: Any = None  # which index was checked, as it was then, and for how many values
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True,
@@ -56,8 +56,8 @@ class LinearBlocks(DirectModule):
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros, requires_grad=False)
         weight = torch.zeros(out_features, in_features, device="cpu", dtype=dtype)
-        matrix = pack_blocks(weight, block, run=run)
-        self._keep(matrix.to(lambda part: part.to(device)) if device else matrix)
+        matrix, place = pack_blocks(weight, block, run=run), device or torch.get_default_device()
+        self._keep(matrix.to(lambda part: part.to(place)))
 
     @classmethod
     def from_linear(
@@ -118,9 +118,10 @@ class LinearBlocks(DirectModule):
         own, held = self._parameters, self._buffers  # past nn.Module's look-up, which takes as long as a small product
         index: Any = held["columns"], held["pointers"], held["order"]
         values = cast(Tensor, own["values"])
-        y = self.direct(x, values.dtype, values, own.get("bias"), *index)
-        if y is not None:
-            return y
+        if "bias" in own:  # else it is computed for every call
+            y = self.direct(x, values.dtype, values, own["bias"], *index)
+            if y is not None:
+                return y
         check_exporter("LinearBlocks")
         if not torch.compiler.is_compiling():
             self._check_index()
@@ -143,7 +144,7 @@ class LinearBlocks(DirectModule):
         index: Any = [self._buffers[name] for name in _STORED]
         if any(type(part) is not Tensor or part.device.type != "cpu" or part.is_inference() for part in index):
             return
-        versions = tuple((id(part), part._version) for part in index)
+        versions = tuple(self.values.shape), *((id(part), part._version) for part in index)
         if versions != self._index_seen:
             check_blocks(self.matrix)
             self._index_seen = versions

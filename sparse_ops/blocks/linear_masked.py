@@ -31,8 +31,11 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         flat = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(dtype)
         matrix = gather_values(weight.detach().to(dtype), kept.matrix)
-        ctx.kept, ctx.shape = kept, x.shape
-        ctx.save_for_backward(x, weight, flat if ctx.needs_input_grad[1] else None, matrix.values)
+        ctx.kept, ctx.shape, ctx.dtypes = kept, x.shape, (x.dtype, weight.dtype)
+        needs_x, needs_weight = ctx.needs_input_grad[:2]  # a gradient of either is made of the other
+        ctx.save_for_backward(
+            x if needs_weight else None, weight if needs_x else None, flat if needs_weight else None, matrix.values
+        )
         y = vector_spmm(flat, matrix, None if bias is None else bias.detach().to(dtype))
         return y.view(*x.shape[:-1], matrix.rows)
 
@@ -43,7 +46,7 @@ class _Product(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         kept: MaskedBlocks = ctx.kept
         if torch.is_grad_enabled():  # somebody wants a second derivative
-            return _dense_gradients(grad, x, weight, kept, (needs_x, needs_weight, needs_bias))
+            return _dense_gradients(grad, x, weight, ctx)
         rows = grad.reshape(-1, grad.shape[-1]).to(values.dtype)
         matrix = kept.matrix._replace(values=values)
         grad_x = grad_weight = None
@@ -52,23 +55,23 @@ class _Product(torch.autograd.Function):
                 grad_x = spmm_t(rows, matrix)
             else:
                 grad_x = vector_spmm(rows, kept.transposed._replace(values=values[kept.slots_t]))
-            grad_x = grad_x.to(x.dtype).view(ctx.shape)
+            grad_x = grad_x.to(ctx.dtypes[0]).view(ctx.shape)
         if needs_weight:
-            grad_weight = scatter_values(sddmm(rows, flat, matrix), kept.matrix).to(weight.dtype)
-        return grad_x, grad_weight, rows.sum(0).to(weight.dtype) if needs_bias else None, None, None
+            grad_weight = scatter_values(sddmm(rows, flat, matrix), kept.matrix).to(ctx.dtypes[1])
+        return grad_x, grad_weight, rows.sum(0).to(ctx.dtypes[1]) if needs_bias else None, None, None
 
 
-def _dense_gradients(grad: Tensor, x: Tensor, weight: Tensor, kept: MaskedBlocks, needs: tuple[bool, ...]) -> Any:
+def _dense_gradients(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> Any:
     """The same by plain torch, differentiable once more."""
-    ones = weight.new_ones(len(kept.matrix.columns), *kept.matrix.block)
-    mask = unpack_blocks(kept.matrix._replace(values=ones))
-    rows = grad.reshape(-1, grad.shape[-1]).to(weight.dtype)
-    flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+    matrix, (of_x, of_weight) = ctx.kept.matrix, ctx.dtypes
+    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    mask = unpack_blocks(matrix._replace(values=grad.new_ones(len(matrix.columns), *matrix.block, dtype=of_weight)))
+    rows = grad.reshape(-1, grad.shape[-1]).to(of_weight)
     with no_autocast(grad.device):
         return (
-            (rows @ (weight * mask)).to(x.dtype).view(x.shape) if needs[0] else None,
-            (rows.t() @ flat) * mask if needs[1] else None,
-            rows.sum(0) if needs[2] else None, None, None,
+            (rows @ (weight * mask)).to(of_x).view(ctx.shape) if needs_x else None,
+            (rows.t() @ x.reshape(-1, x.shape[-1]).to(of_weight)) * mask if needs_weight else None,
+            rows.sum(0) if needs_bias else None, None, None,
         )  # fmt: skip
 
 

@@ -202,12 +202,18 @@ def _are_columns(matrix: PackedBlocks, wide: int, step: int | None) -> bool:
     return bool(rises.all())
 
 
+_INDEX_DTYPES = {"columns": (torch.int16, torch.int32), "pointers": (torch.int32,), "order": (torch.int32,)}
+
+
 def check_blocks(matrix: PackedBlocks) -> None:
     """Raise ValueError for a matrix that a kernel must not read; waits for the device."""
     check_block(matrix.block)
     n, m = matrix.block
     groups, step = -(-matrix.rows // n), step_of(matrix.block)
     slots, wide = len(matrix.values), -(-matrix.cols // m)
+    for name, dtypes in _INDEX_DTYPES.items():
+        if (found := getattr(matrix, name).dtype) not in dtypes:
+            raise ValueError(f"{name}: want {' or '.join(map(str, dtypes))}, got {found}")
     are_pointers = (
         matrix.pointers.shape == (groups + 1,)
         and int(matrix.pointers[0]) == 0

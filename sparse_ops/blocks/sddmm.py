@@ -38,7 +38,7 @@ def _on_cpu(grad, x, *rest) -> Tensor:
 
 define(
     f"sddmm(Tensor grad, Tensor x, {SCHEMA}) -> Tensor",
-    sddmm_reference, _kernel, lambda grad, x, values, *matrix: torch.empty_like(values), _on_cpu,
+    sddmm_reference, _kernel, lambda grad, x, values, *matrix: values.new_empty(values.shape), _on_cpu,
 )  # fmt: skip
 
 

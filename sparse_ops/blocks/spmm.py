@@ -34,7 +34,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    if torch.is_grad_enabled() and grad.requires_grad:
+    both = ctx.needs_input_grad[0] and ctx.needs_input_grad[1]  # the gradient of either is made of the other
+    if torch.is_grad_enabled() and (grad.requires_grad or both):
         raise RuntimeError("spmm: has no second derivative; call backward without create_graph")
     x, *tensors = ctx.saved_tensors
     matrix = PackedBlocks(*tensors, *ctx.numbers)

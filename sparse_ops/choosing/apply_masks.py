@@ -97,8 +97,14 @@ def apply_masks(
 def _check(weights: Sequence[Tensor], masks: Sequence[Tensor], blocks: Sequence[Block]) -> None:
     check_lengths(weights=weights, masks=masks, blocks=blocks)
     check_device(weights=weights, masks=masks)
-    for i, (weight, mask, block) in enumerate(zip(weights, masks, blocks, strict=True)):
+    for i, (weight, block) in enumerate(zip(weights, blocks, strict=True)):
         check_view(f"weights[{i}]", weight, block)
+    check_masks(masks, weights, blocks)
+
+
+def check_masks(masks: Sequence[Tensor], weights: Sequence[Tensor], blocks: Sequence[Block]) -> None:
+    """TypeError or ValueError unless kernels can read masks of these weights."""
+    for i, (weight, mask, block) in enumerate(zip(weights, masks, blocks, strict=True)):
         check_units(f"masks[{i}]", mask, weight, block)
         if mask.dtype != torch.bool or not mask.is_contiguous():
             raise TypeError(f"masks[{i}]: want contiguous torch.bool, got {mask.dtype}")

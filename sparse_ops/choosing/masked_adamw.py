@@ -9,16 +9,18 @@ from torch import Tensor
 
 from trisparse.kernels.plan import plan_units
 from trisparse.sparse_ops.checks import check_device, check_lengths
-from trisparse.sparse_ops.choosing.apply_masks import apply_masks_on_cpu, apply_masks_reference
+from trisparse.sparse_ops.choosing.apply_masks import apply_masks_on_cpu, apply_masks_reference, check_masks
 from trisparse.sparse_ops.choosing.plan import Plan
 from trisparse.sparse_ops.choosing.score_units import (
     CRITERIA,
     REDUCTIONS,
+    check_grad,
+    check_scores,
     like_weight,
     score_units_on_cpu,
     score_units_reference,
 )
-from trisparse.sparse_ops.choosing.units import Block, check_units, check_view, flat, pairs
+from trisparse.sparse_ops.choosing.units import Block, check_view, flat, pairs
 from trisparse.sparse_ops.library import define, nothing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights
@@ -151,7 +153,7 @@ def masked_adamw(
     """
     (plan or Plan()).check(
         "masked_adamw",
-        lambda: _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criterion, reduce),
+        lambda: _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, seen, criterion, reduce),
     )
     if not weights:
         return
@@ -171,7 +173,7 @@ def masked_adamw(
     )  # fmt: skip
 
 
-def _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criterion, reduce) -> None:
+def _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, seen, criterion, reduce) -> None:
     lists = {"weights": weights, "grads": grads, "firsts": firsts, "seconds": seconds, "rates": rates, "blocks": blocks}
     check_lengths(**lists, **({"scores": scores} if scores else {}), **({"masks": masks} if masks else {}))
     if criterion not in CRITERIA or criterion == "magnitude":
@@ -181,7 +183,11 @@ def _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criter
     check_device(weights=weights, grads=grads, firsts=firsts, seconds=seconds, rates=rates, scores=scores, masks=masks)
     if rates.dtype != torch.float64 or rates.shape != (len(weights), 6):
         raise TypeError(f"rates: want torch.float64 [{len(weights)}, 6], got {rates.dtype} {list(rates.shape)}")
-    for i, (weight, first, second, block) in enumerate(zip(weights, firsts, seconds, blocks, strict=True)):
+    if scores:
+        check_scores(scores, weights, grads, blocks, seen)
+    if masks:
+        check_masks(masks, weights, blocks)
+    for i, (weight, grad, first, second, block) in enumerate(zip(weights, grads, firsts, seconds, blocks, strict=True)):
         check_view(f"weights[{i}]", weight, block)
         if weight.dtype not in DTYPES:
             raise TypeError(f"weights[{i}]: want one of {', '.join(map(str, DTYPES))}, got {weight.dtype}")
@@ -191,7 +197,4 @@ def _check(weights, grads, firsts, seconds, rates, scores, masks, blocks, criter
                     f"{name}[{i}]: want {weight.dtype} {list(weight.shape)} with strides {weight.stride()} like its "
                     f"weight, got {moment.dtype} {list(moment.shape)} with {moment.stride()}"
                 )
-        if scores:
-            check_units(f"scores[{i}]", scores[i], weight, block)
-        if masks:
-            check_units(f"masks[{i}]", masks[i], weight, block)
+        check_grad(f"grads[{i}]", grad, weight)

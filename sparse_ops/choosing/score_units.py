@@ -193,13 +193,31 @@ def _check(
         raise ValueError(f"criterion: want one of {', '.join(CRITERIA)}, got {criterion!r}")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: want one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    if seen.dtype != torch.bool or seen.dim() != 1 or not seen.is_contiguous():
-        raise TypeError(f"seen: want contiguous torch.bool [layers], got {seen.dtype} {list(seen.shape)}")
     check_device(weights=weights, scores=scores, grads=grads, seen=seen)
-    for i, (score, weight, grad, block) in enumerate(zip(scores, weights, grads, blocks, strict=True)):
+    for i, (weight, block) in enumerate(zip(weights, blocks, strict=True)):
         check_view(f"weights[{i}]", weight, block)
+    check_scores(scores, weights, grads, blocks, seen)
+
+
+def check_scores(
+    scores: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    blocks: Sequence[Block],
+    seen: Tensor,
+) -> None:
+    """TypeError or ValueError unless kernels can write scores of these weights, by these gradients."""
+    if seen.dtype != torch.bool or seen.shape != (len(weights),) or not seen.is_contiguous():
+        want = f"contiguous torch.bool [{len(weights)}], one a layer"
+        raise TypeError(f"seen: want {want}, got {seen.dtype} {list(seen.shape)}")
+    for i, (score, weight, grad, block) in enumerate(zip(scores, weights, grads, blocks, strict=True)):
         check_units(f"scores[{i}]", score, weight, block)
         if score.dtype != torch.float32 or not score.is_contiguous():
             raise TypeError(f"scores[{i}]: want contiguous torch.float32, got {score.dtype}")
-        if grad is not None and grad.shape != weight.shape:
-            raise ValueError(f"grads[{i}]: want {list(weight.shape)} like its weight, got {list(grad.shape)}")
+        check_grad(f"grads[{i}]", grad, weight)
+
+
+def check_grad(name: str, grad: Tensor | None, weight: Tensor) -> None:
+    """ValueError for a gradient of another shape than its weight's."""
+    if grad is not None and grad.shape != weight.shape:
+        raise ValueError(f"{name}: want {list(weight.shape)} like its weight, got {list(grad.shape)}")

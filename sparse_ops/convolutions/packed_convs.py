@@ -102,7 +102,7 @@ class _PackedConv(DirectModule):
         """`[batch, in, *sizes]` or `[in, *sizes]` to the same with `out`, in memory laid out as by a dense one."""
         dims = len(self.kernel_size)
         if x.dim() == dims + 1:
-            return self(x[None])[0]
+            return self.forward(x[None])[0]
         if x.dim() != dims + 2 or x.shape[1] != self.in_channels:
             sizes = ", ".join(["size"] * dims)
             raise ValueError(f"x: want [batch, {self.in_channels}, {sizes}], batch or not, got {list(x.shape)}")

@@ -111,9 +111,11 @@ class Linear24(DirectModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; under autocast x is cast to the dtype of the weight. See `activate` too."""
-        y = self.direct(x, self.dtype, cast(Tensor, self._buffers["packed"]), self._parameters.get("bias"))
-        if y is not None:
-            return y
+        own = self._parameters
+        if "bias" in own:  # else it is computed for every call
+            y = self.direct(x, self.dtype, cast(Tensor, self._buffers["packed"]), own["bias"])
+            if y is not None:
+                return y
         check_exporter("Linear24")
         y = mm_24(x if autocast_dtype(x) is None else x.to(self.dtype), self.matrix, self.bias)
         return ACTIVATIONS[self.activation](y)

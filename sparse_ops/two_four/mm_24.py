@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from trisparse.kernels.layouts_24 import packed_size
 from trisparse.sparse_ops.checks import check_device
 from trisparse.sparse_ops.library import check_derivative, define, differentiable, is_seen, no_autocast
 from trisparse.sparse_ops.two_four.libraries_24 import library_for, multiply
@@ -56,7 +57,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    if torch.is_grad_enabled() and grad.requires_grad:
+    both = ctx.needs_input_grad[0] and ctx.needs_input_grad[4]  # the gradient of either is made of the other
+    if torch.is_grad_enabled() and (grad.requires_grad or both):
         raise RuntimeError("mm_24: has no second derivative; call backward without create_graph")
     x, packed, patterns = ctx.saved_tensors  # packed is the transpose, if there is one
     rows, cols, layout, masked = ctx.settings
@@ -125,6 +127,8 @@ def mm_24(
     if weight is not None and tuple(weight.shape) != (rows, cols):
         raise ValueError(f"weight: want {[rows, cols]} as packed, got {list(weight.shape)}")
     check_device(x=x, **{k: t for k, t in (("packed", packed), ("bias", bias), ("weight", weight)) if t is not None})
+    if layout != "library" and packed.numel() != packed_size(rows, cols, layout, packed.element_size())[1]:
+        raise ValueError(f"matrix: {packed.numel()} packed numbers are not those of [{rows}, {cols}] in {layout}")
     flat = x.reshape(math.prod(x.shape[:-1]), cols)
     leaves = x, weight, bias
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)

@@ -1,6 +1,7 @@
 """Compiling on first use: once for many processes, from nowhere that others can write, and one line where it can't."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -115,4 +116,22 @@ def test_another_system_and_no_home_take_the_plain_path(afresh, monkeypatch):
     launcher.function_of.cache_clear()
     monkeypatch.setattr(build, "cache_folder", lambda: None)
     with pytest.warns(UserWarning, match="there is no home for compiled kernels; set TRISPARSE_CACHE"):
+        layer_runs()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86")
+@needs_compiler
+@pytest.mark.parametrize("flags", [["-march=sandybridge"], ["-march=haswell", "-U__GNUC__", "-D__GNUC__=11"]])
+def test_older_processors_and_compilers(flags):
+    if "Free Software" not in subprocess.run(["c++", "--version"], capture_output=True, text=True, check=True).stdout:
+        pytest.skip("needs gcc")
+    for source in build.SOURCES.glob("*.cpp"):
+        options = [flag for flag in build.FLAGS if flag != "-O3"]
+        subprocess.run(["c++", *options, *flags, "-fsyntax-only", str(source)], check=True)
+
+
+@needs_compiler
+def test_a_compiler_that_speaks_in_no_known_letters(small_source, afresh):
+    (small_source / "one.cpp").write_bytes(b'#error "\xe9"\n')
+    with pytest.warns(UserWarning, match="can't compile the kernels"):
         layer_runs()

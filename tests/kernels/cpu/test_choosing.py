@@ -209,3 +209,24 @@ def test_what_there_is_no_kernel_for():
     assert not fits([torch.rand(8)[::2]], [torch.ones(4, dtype=torch.bool)])
     assert nm_mask(torch.randn(4, 8), 2, 4, 0, False) is None
     assert nm_mask(torch.randn(4, 8, dtype=torch.float64), 2, 4, 1, False) is None
+
+
+def test_denormals_count_whatever_the_thread_makes_of_them():
+    tiny = torch.tensor([1e-40, 3e-40, 2e-40, 4e-40, -1e-40, 0.0, -0.0, -3e-40]).repeat(40, 4)
+    mask = torch.ones(40, 32, dtype=torch.bool)
+    units = [tiny], [mask], [1], torch.tensor([0]), torch.tensor([mask.numel()]), torch.tensor([600])
+    want = nm_mask_reference(tiny, 2, 4)
+    select_units_reference(*units)
+    selected = mask.clone()
+    threads = torch.get_num_threads()
+    torch.set_flush_denormal(True)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            mask.fill_(True)
+            assert torch.equal(nm_mask(tiny, 2, 4, False), want)
+            selecting.select_units(*units)
+            assert torch.equal(mask, selected)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)

@@ -5,9 +5,10 @@ import io
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from torch import nn
 
-from trisparse.sparse_ops import LinearBlocks
+from trisparse.sparse_ops import Linear24, LinearBlocks
 
 BLOCKS = [((4, 1), None), ((16, 1), 4), ((32, 32), None)]
 
@@ -155,3 +156,36 @@ def test_forward_mode_derivatives_and_negated_views():
     with pytest.raises(RuntimeError, match=r"spmm: has no forward-mode derivative \(jvp, jacfwd\); use reverse mode"):
         torch.func.jvp(layer, (x,), (x,))
     torch.testing.assert_close(layer(torch._neg_view(x)), layer(-x))
+
+
+@pytest.mark.parametrize("how", ["assigned", "given"])
+def test_other_values_are_looked_at_before_they_are_read(how):
+    layer = LinearBlocks.from_linear(nn.Linear(64, 64), (4, 1))
+    x, few = torch.randn(2, 64), torch.ones(1, 4, 1)
+    layer(x)
+    if how == "assigned":
+        layer.values = nn.Parameter(few, requires_grad=False)
+    with pytest.raises(ValueError, match="columns, pointers"):
+        layer(x) if how == "assigned" else torch.func.functional_call(layer, {"values": few}, (x,))
+
+
+class Doubled(nn.Module):
+    def forward(self, tensor):
+        return 2 * tensor
+
+
+@pytest.mark.parametrize("make", [lambda linear: LinearBlocks.from_linear(linear, (4, 1)), Linear24.from_linear])
+def test_a_bias_that_is_computed_is_computed_anew(make):
+    linear = nn.Linear(64, 64)
+    linear.weight.data[:, ::2] = 0
+    layer, x = make(linear), torch.randn(2, 64)
+    nn.utils.parametrize.register_parametrization(layer, "bias", Doubled())
+    for value in (1.0, 100.0):
+        layer.parametrizations.bias.original.data.fill_(value)
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, linear.weight) + 2 * value)
+
+
+def test_on_a_default_device_all_of_it_is():
+    with torch.device("meta"):
+        layer = LinearBlocks(8, 8)
+    assert {tensor.device.type for tensor in layer.state_dict().values()} == {"meta"}

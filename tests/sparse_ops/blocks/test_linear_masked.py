@@ -272,3 +272,18 @@ def test_a_weight_changed_in_between_is_an_error():
         masked.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_what_no_gradient_is_made_of_may_change_in_between():
+    _, masked, _ = layers(dtype=torch.float32)
+    x = torch.randn(3, 32)
+    y = masked(x)
+    with torch.no_grad():
+        masked.weight.mul_(2)
+    y.sum().backward()
+    masked.weight.requires_grad_(False)
+    x.requires_grad_()
+    z = x * 1
+    y = masked(z)
+    z.mul_(2)
+    y.sum().backward()

@@ -139,6 +139,15 @@ def test_what_a_kernel_must_not_read_is_refused(changes, named):
         check_blocks(broken(packed, **changes))
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("pointers", torch.int64), ("order", torch.int64), ("columns", torch.int8)]
+)
+def test_an_index_of_other_integers_is_refused(name, dtype):
+    packed = pack_blocks(matrix_of(40, 70, (8, 1)), (8, 1), run=4)
+    with pytest.raises(ValueError, match=f"^{name}: want torch.int.*, got {dtype}"):
+        check_blocks(broken(packed, **{name: lambda index: index.to(dtype)}))
+
+
 def test_misuse():
     weight = torch.zeros(8, 8)
     for block in [(3, 1), (4, 4), (64, 1), (1, 16), (16, 8)]:

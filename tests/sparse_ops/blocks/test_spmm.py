@@ -65,6 +65,19 @@ def test_no_second_derivative():
     assert first.shape == x.shape
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(vector_spmm(x, matrix).square().sum(), x, create_graph=True)
+    torch.autograd.grad(vector_spmm(x, matrix).sum(), x, create_graph=True)  # that of what is constant
+    matrix.values.requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):  # as a penalty of gradients would ask for
+        torch.autograd.grad(vector_spmm(x, matrix).sum(), x, create_graph=True)
+
+
+def test_an_index_of_other_integers_is_not_read_by_a_kernel():
+    _, matrix, _ = operands((4, 1), None)
+    x = torch.randn(2, 50)
+    matrix = matrix._replace(values=matrix.values.detach().float())
+    for name in ("pointers", "order"):
+        wide = matrix._replace(**{name: getattr(matrix, name).long()})
+        torch.testing.assert_close(vector_spmm(x, wide), vector_spmm(x, matrix))
 
 
 @pytest.mark.parametrize(("rows", "cols", "tokens"), [(0, 8, 2), (8, 0, 2), (8, 8, 0)])

@@ -96,6 +96,14 @@ def test_outputs_lie_in_memory_as_those_of_a_dense_convolution(kind, of):
     assert is_channels_last(x) == (of != "weight")
 
 
+def test_hooks_run_once_without_a_batch_too():
+    conv = pruned("3x3")
+    layer, calls = packed(conv), []
+    layer.register_forward_hook(lambda *args: calls.append(1))
+    layer(inputs(conv, ()))
+    assert calls == [1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes(dtype):
     conv = pruned("3x3", dtype=dtype)

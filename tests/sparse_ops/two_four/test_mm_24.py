@@ -70,6 +70,9 @@ def test_a_second_derivative_is_refused(tensors):
     y = mm_24(x, pack_24(weight.detach(), "bitmask"), None, weight)
     with pytest.raises(RuntimeError, match="mm_24: has no second derivative"):
         torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    y = mm_24(x, pack_24(weight.detach(), "bitmask"), None, weight)
+    with pytest.raises(RuntimeError, match="mm_24: has no second derivative"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 def test_no_columns_and_one_token():
@@ -92,5 +95,7 @@ def test_mistakes(tensors):
         mm_24(x, matrix, bias.half())
     with pytest.raises(ValueError, match=r"weight: want \[8, 12\] as packed, got \[12, 8\]"):
         mm_24(x, matrix, weight=weight.t())
+    with pytest.raises(ValueError, match=r"matrix: 16 packed numbers are not those of \[8, 12\] in bitmask"):
+        mm_24(x, matrix._replace(packed=matrix.packed[:16]))
     with pytest.raises(ValueError, match="packed: want all on meta like x, got cpu"):
         mm_24(x.to("meta"), matrix)
