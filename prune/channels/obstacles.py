@@ -23,13 +23,13 @@ def obstacle(layer: nn.Module) -> str:
     if kind not in _PLAIN and not (is_hf_conv1d(layer) and kind.__module__.startswith("transformers.")):
         plain = next((base.__name__ for base in kind.__mro__ if base in _PLAIN), nn.Linear.__name__)
         return f"it is a {kind.__name__}, not nn.{plain} itself"
-    if more := _more(layer):
-        return f"it holds {more} besides its weight and bias"
     may_lack = ("weight", "bias") if isinstance(layer, nn.modules.batchnorm._BatchNorm) else ("bias",)
     for name in ("weight", "bias") if kind is not nn.PReLU else ("weight",):
         parameter = layer._parameters.get(name, layer)  # pruned or parametrized ones are no entry
         if type(parameter) is not nn.Parameter and not (name in may_lack and parameter is None):
             return f"its {name} is no plain parameter"
+    if more := _more(layer):
+        return f"it holds {more} besides its weight and bias"
     weight = layer._parameters["weight"]
     return "" if weight is None or weight.dtype in DTYPES else f"its weight is {weight.dtype}"
 

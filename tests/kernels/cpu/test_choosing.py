@@ -224,7 +224,7 @@ def test_denormals_count_whatever_the_thread_makes_of_them():
         for count in (1, 3):
             torch.set_num_threads(count)
             mask.fill_(True)
-            assert torch.equal(nm_mask(tiny, 2, 4, False), want)
+            assert torch.equal(nm_mask(tiny, 2, 4, 1, False), want)
             selecting.select_units(*units)
             assert torch.equal(mask, selected)
     finally:

@@ -78,7 +78,7 @@ def test_what_cannot_be_attached_is_refused(make_mlp, sgd, train):
         pruner.attach(torch.optim.SGD([*model[0].parameters(), *model[4].parameters()], lr=0.1))
     optimizer = sgd(model)
     pruner.attach(optimizer)
-    with pytest.raises(PruningError, match=r"this Pruner is attached already; detach\(\) first"):
+    with pytest.raises(PruningError, match=r"this Pruner is attached already; call detach\(\) on what"):
         pruner.attach(optimizer)
     with pytest.raises(PruningError, match=r"step\(closure\)"):
         optimizer.step(lambda: 0.0)
