@@ -67,8 +67,7 @@ def pieces(windows: Tensor, dims: int) -> Iterator[Tensor]:
     if windows.device.type != "cpu" or windows.is_contiguous() or torch.compiler.is_compiling() or not len(windows):
         yield windows.reshape(-1, wide)
         return
-    high = windows.shape[1]
     rows = max(_PIECE // max(wide * math.prod(windows.shape[2 : dims + 1]), 1), 1)
-    for part in windows.split(max(rows // max(high, 1), 1)):
-        for rows_of_part in part.split(high if rows >= high else rows, 1) if len(part) == 1 else (part,):
-            yield rows_of_part.reshape(-1, wide)
+    for images in windows.split(max(rows // windows.shape[1], 1)):
+        for piece in images.split(rows, 1):
+            yield piece.reshape(-1, wide)
