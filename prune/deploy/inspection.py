@@ -65,7 +65,10 @@ def packed_rows(folder: Path) -> list[Row]:
         fewer = [high, wide] != spec["full_shape"]
         note = f"channels removed from {'x'.join(map(str, spec['full_shape']))}" if fewer else ""
         form = Format(spec["format"], (n, m), n, stored, nbytes)
-        speed = expected_speed(form, high, wide, _BYTES[headers[f"{name}.{parts[0]}"][2]])
+        itemsize, is_conv = _BYTES[headers[f"{name}.{parts[0]}"][2]], "kernel" in spec
+        speed = (
+            "" if is_conv else expected_speed(form, high, wide, itemsize)
+        )  # the model of times knows no convolutions
         rows.append(Row(name, [high, wide], kind, stored, nbytes, full, speed, note))
     return rows
 

@@ -159,6 +159,7 @@ def test_a_transformers_model_is_saved_and_loaded(resnet, tmp_path):
     rows = {row.name: row for row in packed_rows(folder)}
     name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, ConvBlocks))
     assert rows[name].shape == [layer.out_features, layer.in_features]
+    assert not rows[name].speed
 
 
 @pytest.mark.parametrize(
