@@ -10,7 +10,7 @@ from torch import nn
 from trisparse.prune.channels.chains import Found
 from trisparse.prune.channels.channel_trace import ChannelTrace
 from trisparse.prune.channels.named_chains import channels_of, heads_of
-from trisparse.prune.channels.same_outputs import run
+from trisparse.prune.channels.same_outputs import own_example, run
 from trisparse.prune.channels.traced_chains import traced_chains
 from trisparse.prune.errors import one_line
 
@@ -23,7 +23,7 @@ def find_chains(model: nn.Module, example: Any = None) -> Found:
     it. Without one, or where it can't be run, only modules are found that are named as in BERT, DistilBERT, GPT-2 and
     Llama, and nn.Sequential. Heads of attention are found by names in any case.
     """
-    example = getattr(model, "dummy_inputs", None) if example is None else example
+    example = own_example(model) if example is None else example
     trace, note = ChannelTrace(model), "no example is given"
     if example is not None:
         try:

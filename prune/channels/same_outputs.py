@@ -15,6 +15,7 @@ from trisparse.sparse_ops.library import no_autocast
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest output; 16-bit types round more
 _TOLERANCE_16 = 3e-2  # and of float32 where its products may be rounded like them
+_PICTURE = 224  # pixels, high and wide
 _LEAST = 1e-2  # what outputs are taken to come from at least: smaller ones are differences, and round like their terms
 
 
@@ -25,6 +26,19 @@ def check_example(example: Any) -> None:
             f"example: want a dict of keywords or a tuple of positions, got {type(example).__name__}; "
             "for a single tensor write (tensor,)"
         )
+
+
+def own_example(model: Any) -> Any:
+    """Inputs that a model of transformers has itself: texts, or pictures as large as its config says; else None."""
+    if getattr(model, "main_input_name", None) != "pixel_values":
+        return getattr(model, "dummy_inputs", None)
+    size = getattr(model.config, "image_size", None)
+    size = size if isinstance(size, (int, list, tuple)) else _PICTURE  # convolutions alone take pictures of any size
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    shape = 2, getattr(model.config, "num_channels", 3), *sizes
+    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay
+    pictures = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return {"pixel_values": pictures.to(next(model.parameters()).dtype)}
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:

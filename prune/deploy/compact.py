@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trisparse.prune.channels.chains import Chain, Found
 from trisparse.prune.channels.find_chains import find_chains
 from trisparse.prune.channels.obstacles import check_numbers
-from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of
+from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of, own_example
 from trisparse.prune.channels.shrinking import keep, rows_of
 from trisparse.prune.deploy.compaction_report import NEEDED, CompactedChain, CompactionReport
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
@@ -66,7 +66,7 @@ def compact_found(model: nn.Module, found: Found, example: Any, multiple: int | 
     chains = found.chains
     device = next(model.parameters()).device.type
     multiple = _MULTIPLES.get(device, _MULTIPLES["cuda"]) if multiple is None else multiple
-    example = getattr(model, "dummy_inputs", None) if example is None else example
+    example = own_example(model) if example is None else example
     report, count = CompactionReport(note=found.note), _count(model)
     before: list[Tensor] | None = None
 

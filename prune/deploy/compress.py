@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trisparse.prune.channels.find_chains import find_chains
 from trisparse.prune.channels.obstacles import check_numbers, obstacle
-from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of
+from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of, own_example
 from trisparse.prune.channels.shrinking import restored
 from trisparse.prune.costs.fold_activations import fold_activations, unfold_activations
 from trisparse.prune.deploy.choose_format import Chooser
@@ -57,7 +57,7 @@ def compress(
         remove_channels: call `compact`; where that changes outputs, or its example can't be run, all channels stay and
             the report says so.
         example: inputs that `compact` finds readers by, and that outputs are compared on, keywords or positions;
-            transformers models of text have their own.
+            transformers models of text and of pictures have their own.
         cache: folder of the times; `$TRISPARSE_CACHE` or `~/.cache/trisparse` unless given.
 
     Returns:
@@ -85,7 +85,7 @@ def compress(
             for chain in report.channels.chains:
                 if chain.reason.startswith(NEEDED):
                     report.add_note(f"channels of {', '.join(chain.producers)}: {chain.reason}")
-    example = getattr(bare, "dummy_inputs", None) if example is None else example
+    example = own_example(bare) if example is None else example
     shared, unnamed = _shared_weights(bare), naming_obstacles(bare, before)
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()

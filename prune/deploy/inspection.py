@@ -66,9 +66,7 @@ def packed_rows(folder: Path) -> list[Row]:
         note = f"channels removed from {'x'.join(map(str, spec['full_shape']))}" if fewer else ""
         form = Format(spec["format"], (n, m), n, stored, nbytes)
         itemsize, is_conv = _BYTES[headers[f"{name}.{parts[0]}"][2]], "kernel" in spec
-        speed = (
-            "" if is_conv else expected_speed(form, high, wide, itemsize)
-        )  # the model of times knows no convolutions
+        speed = "" if is_conv else expected_speed(form, high, wide, itemsize)  # which knows no convolutions
         rows.append(Row(name, [high, wide], kind, stored, nbytes, full, speed, note))
     return rows
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trisparse.prune.channels.same_outputs import check_example
+from trisparse.prune.channels.same_outputs import check_example, own_example
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import is_packed, spec_of
 from trisparse.prune.errors import PruningError, one_line
@@ -39,7 +39,7 @@ def write_onnx(model: nn.Module, folder: Path, example: Any = None) -> None:
     check_packages()
     check_example(example)
     bare: Any = unwrap(model)
-    example = getattr(bare, "dummy_inputs", None) if example is None else example
+    example = own_example(bare) if example is None else example
     if example is None:
         raise PruningError(
             f"example: want inputs of the model to export it by; a {type(bare).__name__} has none itself"

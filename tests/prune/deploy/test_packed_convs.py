@@ -188,3 +188,20 @@ def test_a_linear_layer_is_no_convolution():
     description["layers"]["10"] = description["layers"].pop("3")
     with pytest.raises(PruningError, match="found Linear, not a dense convolution without groups"):
         compress_like(net(), description)
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "ViT"])
+def test_a_model_of_pictures_has_an_example_itself(kind):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "ResNet":
+        config = transformers.ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[16], depths=[1])
+    else:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4)
+    model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    prune_once(model, pattern="4x1", target_sparsity=0.7)
+    _, told = compress(model, prefer="memory", measure=False)
+    assert told.verified
+    assert any(isinstance(layer, ConvBlocks) for layer in model.modules())
+    assert "example" not in told.note
