@@ -12,6 +12,7 @@ from torch import nn
 
 from trisparse.kernels.cpu.launch import runs_packed
 from trisparse.prune.deploy.compression_report import CompressedLayer
+from trisparse.prune.deploy.conv_inputs import ConvInput, input_with
 from trisparse.prune.deploy.formats import Format, as_linear, formats_of, matrix_of, pack_layer
 from trisparse.prune.layers.modules import op_type
 from trisparse.prune.speed_model import GAIN, expected_gain, expected_gain_on_cpu
@@ -30,8 +31,10 @@ class Chooser:
     def __init__(self, prefer: str, tokens: list[int], measure: bool, cache: Path | None) -> None:
         self.prefer, self.tokens, self.measure, self.folder = prefer, tokens, measure, cache
 
-    def choose(self, name: str, layer: Any, obstacle: str) -> tuple[CompressedLayer, nn.Module | None]:
-        """The report's row, and the packed layer if the layer does not stay dense."""
+    def choose(
+        self, name: str, layer: Any, obstacle: str, seen: ConvInput | None = None
+    ) -> tuple[CompressedLayer, nn.Module | None]:
+        """The report's row, and the packed layer if the layer does not stay dense; `seen` reaches a convolution."""
         weight = matrix_of(layer)
         zeros = float((weight == 0).float().mean()) if weight.numel() else 0.0
         row = CompressedLayer(name, (len(weight), weight.shape[1]), zeros, "dense", weight.nbytes, weight.nbytes)
@@ -40,16 +43,16 @@ class Chooser:
         if not forms:
             return row, None
         if self.prefer == "memory":
-            return self._smallest(row, layer, weight, forms)
+            return self._smallest(row, layer, weight, forms, seen)
         if not weight.is_cuda and not runs_packed(weight.dtype):
             row.reason = "dense: there is no kernel for it on this CPU"
             return row, None
         if op_type(layer) == "Conv" and not self.measure:
             row.reason = "dense: convolutions are packed where that is timed"
             return row, None
-        return self._fastest(row, layer, weight, forms)
+        return self._fastest(row, layer, weight, forms, seen)
 
-    def _smallest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
+    def _smallest(self, row, layer, weight, forms, seen) -> tuple[CompressedLayer, nn.Module | None]:
         form, packed = forms[0], pack_layer(layer, forms[0])
         for other in forms[1:]:
             if not other.is_regrouped or other.nbytes > _NEARLY * _weight_bytes(packed):
@@ -60,17 +63,17 @@ class Chooser:
         if _weight_bytes(packed) >= weight.nbytes:
             row.reason = "no format is smaller"
             return row, None
-        row.measured = self._measured(layer, packed, form)
+        row.measured = self._measured(layer, packed, form, seen)
         return self._packed(row, packed, layer, form, "the smallest")
 
-    def _fastest(self, row, layer, weight, forms) -> tuple[CompressedLayer, nn.Module | None]:
+    def _fastest(self, row, layer, weight, forms, seen) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
         for form in forms:
             expected = _expected(form, weight, self.tokens)
             if statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
                 continue
             packed = pack_layer(layer, form) if self.measure else None
-            gains = expected if packed is None else self._measured(layer, packed, form)
+            gains = expected if packed is None else self._measured(layer, packed, form, seen)
             gain = statistics.geometric_mean(gains.values()) if min(gains.values(), default=0) >= _NEVER_BELOW else 0
             if gain >= (_FASTER if self.measure else GAIN) and (best is None or gain > best[0]):
                 best = gain, form, packed, gains
@@ -95,38 +98,34 @@ class Chooser:
             row.expected = _expected(form, matrix_of(layer), self.tokens)
         return row, packed
 
-    def _measured(self, layer: Any, packed: nn.Module, form: Format) -> dict[int, float]:
-        """Tokens -> how many times faster than dense; 0 where the outputs differ."""
+    def _measured(self, layer: Any, packed: nn.Module, form: Format, seen: ConvInput | None) -> dict[int, float]:
+        """Tokens, or positions -> how many times faster than dense; 0 where the outputs differ."""
         if not self.measure:
             return {}
         is_conv = op_type(layer) == "Conv"
         dense = layer if is_conv else as_linear(layer)
         cache, gains = TimingCache(self.folder, dense.weight.device), {}
-        for count in self.tokens:
+        for count in self.tokens if seen is None else [seen.positions(layer)]:
             shape = "x".join(map(str, dense.weight.shape))
-            how = f"{form} {form.nbytes} bytes" + (f" {', '.join(map(str, _moves(layer)))}" if is_conv else "")
-            key = f"{shape} {dense.weight.dtype} bias={dense.bias is not None} {how} T={count}"
+            how = f"{form} {form.nbytes} bytes T={count}"
+            given: Any = None
+            if is_conv:
+                given = seen or input_with(layer, count)
+                how += f" {given} {geometry_of(layer)} {is_channels_last(layer.weight)}"
+            key = f"{shape} {dense.weight.dtype} bias={dense.bias is not None} {how}"
             times = cache.get(key)
             if times is None:
-                times = time_pair(dense, packed, _inputs(dense, count))
+                x = given.draw(dense.weight) if is_conv else _tokens(dense, count)
+                times = time_pair(dense, packed, x)
                 cache.put(key, times)
             gains[count] = times["dense_ms"] / times["packed_ms"] if times["equal"] else 0.0
         return gains
 
 
-def _moves(conv: Any) -> tuple[Any, ...]:
-    """What of a convolution its time depends on besides its weight's shape."""
-    return (*geometry_of(conv)[1:], is_channels_last(conv.weight))
-
-
-def _inputs(layer: Any, count: int) -> torch.Tensor:
-    """So many tokens, or positions in the output of a convolution, in memory as its weight lies."""
-    weight = layer.weight
-    is_conv = op_type(layer) == "Conv"
-    shape = [1, weight.shape[1], *geometry_of(layer).sizes_for(count)] if is_conv else [count, weight.shape[1]]
-    generator = torch.Generator(weight.device).manual_seed(0)  # the caller's random numbers stay
-    x = torch.randn(shape, generator=generator, dtype=torch.float32, device=weight.device).to(weight.dtype)
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if is_channels_last(weight) else x
+def _tokens(linear: nn.Linear, count: int) -> torch.Tensor:
+    device, dtype = linear.weight.device, linear.weight.dtype
+    generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay
+    return torch.randn(count, linear.in_features, generator=generator, dtype=torch.float32, device=device).to(dtype)
 
 
 def _expected(form: Format, weight: torch.Tensor, tokens: Sequence[int]) -> dict[int, float]:

@@ -19,6 +19,7 @@ from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.deploy.compact import compact_found
 from trisparse.prune.deploy.compaction_report import NEEDED
 from trisparse.prune.deploy.compression_report import CompressionReport
+from trisparse.prune.deploy.conv_inputs import inputs_on
 from trisparse.prune.deploy.formats import matrix_of, unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_saved, transformers_models
@@ -50,7 +51,8 @@ def compress(
         prefer: `speed` keeps a packed format only if it is 3 % faster than dense over `tokens` and for none of them
             below 0.97 times as fast; `memory` keeps the smallest format, and the report says what that costs. Of
             formats with rows grouped anew, which only packing can size, those are tried that come near.
-        tokens: numbers of tokens in a batch that matter; for a convolution, of positions in its output.
+        tokens: numbers of tokens in a batch that matter; for a convolution that no example reaches, of positions in its
+            output.
         measure: time dense and packed on the model's device; otherwise a format has to promise a gain of 1.15 by a
             static model of a GPU or a CPU, which knows no convolutions. Times are remembered for this device and these
             versions.
@@ -90,8 +92,10 @@ def compress(
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
     outputs: list[Tensor] | None = None
+    pictures = inputs_on(bare, example) if measure else {}
     for name, layer in list(_packable_layers(bare)):
-        row, packed = chooser.choose(name, layer, _obstacle(layer, shared) or unnamed.get(name, ""))
+        why_not = _obstacle(layer, shared) or unnamed.get(name, "")
+        row, packed = chooser.choose(name, layer, why_not, pictures.get(name))
         row.bytes_before = before[name]
         report.layers.append(row)
         if packed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,11 @@ class Geometry(NamedTuple):
         for dim, (span, stride, dilation) in enumerate(zip(self.spans, self.stride, self.dilation, strict=True), 1):
             x = x.unfold(dim, span, stride)[..., ::dilation]
         return x.movedim(len(self.stride) + 1, -1)
+
+    def positions(self, sizes: Sequence[int]) -> int:
+        """How many there are in an input of these sizes."""
+        reach = zip(sizes, self.margins, self.spans, self.stride, strict=True)
+        return math.prod((size + sum(margin) - span) // stride + 1 for size, margin, span, stride in reach)
 
     def sizes_for(self, positions: int) -> list[int]:
         """The sizes of an input with so many positions, or the next smaller number that makes a square or a cube."""

@@ -3,7 +3,7 @@ r"""How much faster a ResNet-50 with pruned convolutions is on a CPU once they a
     OMP_NUM_THREADS=1 python benchmarks/prune/deploy/bench_convs_cpu.py --out benchmarks/results/convs_cpu.json
 
 Random weights, since the time does not depend on them, of which each convolution but the first loses 4x1 vectors by
-magnitude. Pictures of 224x224, in both layouts that torch has for them. `times_faster` is the median over rounds in
+magnitude. Pictures of 224x224, in both layouts that torch has for them; formats are chosen by one of them. `times_faster` is the median over rounds in
 which the pruned model runs dense and compressed in turns, `dense_again` that of a copy against it, which shows how far
 such a ratio can be trusted. Logits are compared first.
 """
@@ -25,7 +25,6 @@ from trisparse.prune.timing import machine
 
 SPARSITY, LAYOUTS = 0.9, {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 SIZE, ROUNDS = 224, {1: 15, 8: 5}  # of each number of pictures
-POSITIONS = (784,)  # of 28x28, between those of its first layers and of its last
 
 
 def build() -> torch.nn.Module:
@@ -44,7 +43,8 @@ def rows():
     """A row for each layout and number of pictures."""
     for layout, memory_format in LAYOUTS.items():
         dense = build().to(memory_format=memory_format)
-        small, report = compress(copy.deepcopy(dense), tokens=POSITIONS, remove_channels=False)
+        picture = torch.randn(1, 3, SIZE, SIZE).contiguous(memory_format=memory_format)
+        small, report = compress(copy.deepcopy(dense), remove_channels=False, example=(picture,))
         twin, formats = copy.deepcopy(dense), dict(Counter(layer.format for layer in report.layers))
         for pictures, rounds in ROUNDS.items():
             x = torch.randn(pictures, 3, SIZE, SIZE).contiguous(memory_format=memory_format)

@@ -180,4 +180,5 @@ def test_sizes_for_positions(kind, positions):
     conv = pruned(kind)
     sizes = windows.geometry_of(conv).sizes_for(positions)
     made = conv(torch.randn(1, 8, *sizes))[0, 0].numel()
+    assert windows.geometry_of(conv).positions(sizes) == made
     assert made == {1: 1, 60: {1: 60, 2: 49, 3: 27}[len(sizes)]}[positions] or (positions == 1 and made <= 3)
