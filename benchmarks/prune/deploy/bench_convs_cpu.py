@@ -3,9 +3,9 @@ r"""How much faster a ResNet-50 with pruned convolutions is on a CPU once they a
     OMP_NUM_THREADS=1 python benchmarks/prune/deploy/bench_convs_cpu.py --out benchmarks/results/convs_cpu.json
 
 Random weights, since the time does not depend on them, of which each convolution but the first loses 4x1 vectors by
-magnitude. Pictures of 224x224, in both layouts that torch has for them; formats are chosen by one of them. `times_faster` is the median over rounds in
-which the pruned model runs dense and compressed in turns, `dense_again` that of a copy against it, which shows how far
-such a ratio can be trusted. Logits are compared first.
+magnitude. Pictures of 224x224, in both layouts that torch has for them; formats are chosen by one of them.
+`times_faster` is the median over rounds in which the pruned model runs dense and compressed in turns, `dense_again`
+that of a copy against it, which shows how far such a ratio can be trusted. Logits are compared first.
 """
 
 import argparse
