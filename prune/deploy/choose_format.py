@@ -52,7 +52,7 @@ class Chooser:
             return row, None
         return self._fastest(row, layer, weight, forms, seen)
 
-    def _smallest(self, row, layer, weight, forms, seen) -> tuple[CompressedLayer, nn.Module | None]:
+    def _smallest(self, row, layer, weight, forms, seen=None) -> tuple[CompressedLayer, nn.Module | None]:
         form, packed = forms[0], pack_layer(layer, forms[0])
         for other in forms[1:]:
             if not other.is_regrouped or other.nbytes > _NEARLY * _weight_bytes(packed):
@@ -66,7 +66,7 @@ class Chooser:
         row.measured = self._measured(layer, packed, form, seen)
         return self._packed(row, packed, layer, form, "the smallest")
 
-    def _fastest(self, row, layer, weight, forms, seen) -> tuple[CompressedLayer, nn.Module | None]:
+    def _fastest(self, row, layer, weight, forms, seen=None) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
         for form in forms:
             expected = _expected(form, weight, self.tokens)
