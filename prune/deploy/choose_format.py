@@ -69,7 +69,7 @@ class Chooser:
     def _fastest(self, row, layer, weight, forms, seen=None) -> tuple[CompressedLayer, nn.Module | None]:
         best: tuple[float, Format, nn.Module | None, dict[int, float]] | None = None
         for form in forms:
-            expected = _expected(form, weight, self.tokens)
+            expected = _expected(form, weight, self._counts(layer, seen))
             if statistics.geometric_mean(expected.values()) < (_HOPELESS if self.measure else GAIN):
                 continue
             packed = pack_layer(layer, form) if self.measure else None
@@ -98,6 +98,10 @@ class Chooser:
             row.expected = _expected(form, matrix_of(layer), self.tokens)
         return row, packed
 
+    def _counts(self, layer: Any, seen: ConvInput | None) -> list[int]:
+        """Tokens, or positions, that matter."""
+        return self.tokens if seen is None else [seen.positions(layer)]
+
     def _measured(self, layer: Any, packed: nn.Module, form: Format, seen: ConvInput | None) -> dict[int, float]:
         """Tokens, or positions -> how many times faster than dense; 0 where the outputs differ."""
         if not self.measure:
@@ -105,7 +109,7 @@ class Chooser:
         is_conv = op_type(layer) == "Conv"
         dense = layer if is_conv else as_linear(layer)
         cache, gains = TimingCache(self.folder, dense.weight.device), {}
-        for count in self.tokens if seen is None else [seen.positions(layer)]:
+        for count in self._counts(layer, seen):
             shape = "x".join(map(str, dense.weight.shape))
             how = f"{form} {form.nbytes} bytes T={count}"
             given: Any = None

@@ -77,6 +77,7 @@ def compress(
     check_example(example)
     bare = unwrap(model)
     before = _checked_layers(bare)
+    example = own_example(bare) if example is None else example
     report = CompressionReport(prefer, bytes_before=model_bytes(bare))
     if remove_channels and (found := that_can_be_saved(bare, find_chains(bare, example))).chains:
         try:
@@ -87,7 +88,6 @@ def compress(
             for chain in report.channels.chains:
                 if chain.reason.startswith(NEEDED):
                     report.add_note(f"channels of {', '.join(chain.producers)}: {chain.reason}")
-    example = own_example(bare) if example is None else example
     shared, unnamed = _shared_weights(bare), naming_obstacles(bare, before)
     chooser = Chooser(prefer, counts, measure, None if cache is None else Path(cache))
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()

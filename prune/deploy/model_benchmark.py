@@ -80,7 +80,7 @@ def table(report: CompressionReport, ends: Sequence[dict[str, Any]], tokens: Seq
         name = "the model against itself" if is_itself else f"compress(prefer={end['prefer']!r})"
         rows.append([name, "", *(f"{gain:.2f}" for gain in gains), "" if is_itself else _note(gains, tokens)])
     dense = sum(not layer.measured for layer in report.layers)
-    return "\n".join(["times faster than dense:", *aligned(rows), f"{dense} linear layers fit no smaller format"])
+    return "\n".join(["times faster than dense:", *aligned(rows), f"{dense} layers fit no smaller format"])
 
 
 def _note(gains: Sequence[float], tokens: Sequence[int]) -> str:
