@@ -87,16 +87,25 @@ class CompressionReport:
         """How much smaller and faster it all became, what is kept how, and why the rest is not."""
         formats = Counter(layer.format for layer in self.layers if layer.format != "dense")
         kinds = ", ".join(f"{count} as {name}" for name, count in formats.most_common())
-        compared = "outputs equal" if self.verified else "outputs not compared, give example=…"
-        is_told = not formats or "outputs not compared" in self.note
+        removed = self._removed_channels()
+        done = [*([self.verified] if formats else []), *([self.channels.verified] if removed and self.channels else [])]
+        compared = "outputs equal" if all(done) else "outputs not compared, give example=…"
+        is_told = not done or "outputs not compared" in self.note
         return "; ".join([
             f"{self.bytes_before / 2**20:.1f} -> {self.bytes_after / 2**20:.1f} MiB of tensors",
             f"{formats.total()} of {len(self.layers)} layers packed" + (f": {kinds}" if kinds else ""),
+            *([removed] if removed else []),
             *self._speeds(),
             *([f"dense: {reasons}"] if (reasons := self._why_dense()) else []),
             *([] if is_told else [compared]),
             *([self.note] if self.note else []),
         ])  # fmt: skip
+
+    def _removed_channels(self) -> str:
+        """How many channels and heads went, of those of all chains; nothing where none did."""
+        chains = self.channels.chains if self.channels else []
+        units, kept = sum(chain.units for chain in chains), sum(chain.kept for chain in chains)
+        return f"{units - kept} of {units} channels and heads removed" if kept < units else ""
 
     def _speeds(self) -> list[str]:
         """How many times as fast as dense the packed layers are, in the median of those that were timed."""
