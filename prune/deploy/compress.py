@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trisparse.prune.channels.find_chains import find_chains
 from trisparse.prune.channels.obstacles import check_numbers, obstacle
-from trisparse.prune.channels.same_outputs import check_example, difference, outputs_of, own_example
+from trisparse.prune.channels.same_outputs import check_example, own_example
 from trisparse.prune.channels.shrinking import restored
-from trisparse.prune.costs.fold_activations import fold_activations, unfold_activations
+from trisparse.prune.costs.fold_activations import unfold_activations
 from trisparse.prune.deploy.choose_format import Chooser
 from trisparse.prune.deploy.compact import compact_found
 from trisparse.prune.deploy.compaction_report import NEEDED
 from trisparse.prune.deploy.compression_report import CompressionReport
 from trisparse.prune.deploy.conv_inputs import inputs_on
-from trisparse.prune.deploy.formats import matrix_of, unpack_layer
+from trisparse.prune.deploy.conv_layout import turn, turn_channels_last
+from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
+from trisparse.prune.deploy.packed_outputs import fold_if_equal, keep_if_equal, outputs_before
 from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_saved, transformers_models
-from trisparse.prune.errors import PruningError, one_line
+from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.modules import is_packable, replace_module, unwrap
 from trisparse.prune.layers.weights import named_weights
-from trisparse.sparse_ops import Linear24, LinearBlocks
+from trisparse.sparse_ops import Conv24, ConvBlocks, Linear24, LinearBlocks
 
 PACKED = (Linear24, LinearBlocks)
 
@@ -43,7 +45,8 @@ def compress(
     checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
     or blocks; its dense weight is let go of. Outputs on the example are compared after either; where packing changes
     them, all layers are unpacked again and the report says so. With `prefer="speed"` a packed layer then applies the
-    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave.
+    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave; and
+    packed convolutions compute with channels last in memory, which the model's own outputs do not show.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -93,20 +96,26 @@ def compress(
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
     outputs: list[Tensor] | None = None
     pictures = inputs_on(bare, example) if measure else {}
+    turned: list[str] = []
+    if prefer == "speed" and pictures:
+        turned, why_not = turn_channels_last(bare, example, pictures)
+        report.add_note(why_not)
+        pictures = inputs_on(bare, example) if turned else pictures
     for name, layer in list(_packable_layers(bare)):
         why_not = _obstacle(layer, shared) or unnamed.get(name, "")
         row, packed = chooser.choose(name, layer, why_not, pictures.get(name))
         row.bytes_before = before[name]
         report.layers.append(row)
         if packed is not None:
-            outputs = _outputs(bare, example, report) if outputs is None else outputs  # of what is still dense
+            outputs = outputs_before(bare, example, report) if outputs is None else outputs  # of what is still dense
             replace_module(bare, name, packed)
             row.reason += "; decompress before resize_token_embeddings" if layer is head else ""
-    if outputs and _keep_if_equal(bare, outputs, example, report) and prefer == "speed":
-        _fold_if_equal(bare, outputs, example, report)
+    if outputs and keep_if_equal(bare, outputs, example, report) and prefer == "speed":
+        fold_if_equal(bare, outputs, example, report)
+    if not any(isinstance(bare.get_submodule(name), (Conv24, ConvBlocks)) for name in turned):
+        turn(bare, turned, False)
     report.bytes_after = model_bytes(bare)
-    if whole := _stored_whole(bare, report.bytes_after):
-        report.add_note(whole)
+    report.add_note(_stored_whole(bare, report.bytes_after))
     note_in_config(bare)
     return model, report
 
@@ -127,51 +136,6 @@ def _stored_whole(model: nn.Module, bytes_of_all: int) -> str:
     kinds = ", ".join(f"{count} of {kind}" for kind, count in counts.most_common())
     shares = f"{zeros / numbers:.0%} of them zero, {nbytes / bytes_of_all:.0%} of all bytes"
     return f"these weights with zeros have no packed format: {kinds} ({shares})"
-
-
-def _outputs(model: nn.Module, example: Any, report: CompressionReport) -> list[Tensor]:
-    """What the model gives on the example; nothing where it can't be run, which the report says."""
-    try:
-        return outputs_of(model, example)
-    except Exception as error:  # whatever a forward raises that wants other inputs
-        report.add_note(f"outputs not compared: example: the model does not run on it ({one_line(error)})")
-        return []
-
-
-def _trouble(model: nn.Module, before: list[Tensor], example: Any) -> str:
-    """What is different about the model's outputs, or an empty string."""
-    try:
-        return difference(before, outputs_of(model, example))
-    except Exception as error:  # whatever a forward raises that wants its own layers
-        return one_line(error)
-
-
-def _keep_if_equal(model: nn.Module, before: list[Tensor], example: Any, report: CompressionReport) -> bool:
-    """Unpack all layers again if outputs changed."""
-    trouble = _trouble(model, before, example)
-    report.verified = True
-    if not trouble:
-        return True
-    report.add_note(f"no layer is packed: the model does not do the same with packed layers ({trouble})")
-    for row in report.layers:
-        if row.format != "dense":
-            dense = unpack_layer(model.get_submodule(row.name), full=False)
-            replace_module(model, row.name, dense)
-            row.format, row.bytes_after = "dense", matrix_of(dense).nbytes
-            row.measured, row.expected, row.reason = {}, {}, "packed, the model's outputs change"
-    return False
-
-
-def _fold_if_equal(model: nn.Module, before: list[Tensor], example: Any, report: CompressionReport) -> None:
-    """Let packed layers apply what follows them, unless outputs change."""
-    folded = set(fold_activations(model))
-    if folded and (trouble := _trouble(model, before, example)):
-        unfold_activations(model)
-        report.add_note(f"activations stay modules of their own: folded into products, {trouble}")
-        return
-    for row in report.layers:
-        if row.name in folded:
-            row.reason += f"; applies the {cast(Any, model.get_submodule(row.name)).activation} that follows"
 
 
 @torch.inference_mode(False)

@@ -64,7 +64,7 @@ class CompressionReport:
     note: str = ""
 
     def add_note(self, note: str) -> None:
-        self.note += f"; {note}" if self.note else note
+        self.note = "; ".join(part for part in (self.note, note) if part)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
