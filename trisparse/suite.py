@@ -21,8 +21,9 @@ from trisparse.suite_steps import STEPS
 def make_parser(prog: str) -> Parser:
     """The command's flags."""
     parser = Parser(
-        prog=prog, usage=f"{prog} (--model MODEL [--tokens N ...] | --suite {{gpu,cpu}} ...) --output_dir DIR",
-        description="Time a model dense and compressed, over numbers of tokens. Or, in a checkout, run the tests that\n"
+        prog=prog,
+        usage=f"{prog} (--model MODEL [--tokens N ...] [--pictures N ...] | --suite {{gpu,cpu}} ...) --output_dir DIR",
+        description="Time a model dense and compressed, over sizes of batches. Or, in a checkout, run the tests that\n"
         "need a GPU and then every benchmark, each in a process of its own; what was stopped goes on where it was.",
     )  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
@@ -34,8 +35,11 @@ def make_parser(prog: str) -> Parser:
     model = parser.add_argument_group("for --model")
     model.add_argument(
         "--tokens", type=int, nargs="+", default=[1, 16, 128, 1024, 4096], metavar="N",
-        help="in a batch (default: 1 16 128 1024 4096)",
+        help="in a batch of texts (default: 1 16 128 1024 4096)",
     )  # fmt: skip
+    model.add_argument(
+        "--pictures", type=int, nargs="+", default=[1, 8], metavar="N", help="in a batch of pictures (default: 1 8)"
+    )
     suite = parser.add_argument_group("for --suite, whose results lie in a folder for each device")
     suite.add_argument("--only", nargs="+", metavar="NAME", help="steps of the suite, run anew")
     suite.add_argument(
@@ -57,7 +61,7 @@ def main(argv: Sequence[str], prog: str = "trisparse bench", root: Path | None =
     if args.model:
         from trisparse.prune.deploy.model_benchmark import benchmark_model
 
-        benchmark_model(args.model, args.tokens, args.output_dir)
+        benchmark_model(args.model, args.tokens, args.output_dir, args.pictures)
         print(f"wrote {args.output_dir / 'model.json'} and model.png")  # noqa: T201
         return 0
     root = root or Path.cwd()

@@ -30,15 +30,23 @@ def check_example(example: Any) -> None:
 
 def own_example(model: Any) -> Any:
     """Inputs that a model of transformers has itself: texts, or pictures as large as its config says; else None."""
-    if getattr(model, "main_input_name", None) != "pixel_values":
-        return getattr(model, "dummy_inputs", None)
+    return pictures(model, 2) if takes_pictures(model) else getattr(model, "dummy_inputs", None)
+
+
+def takes_pictures(model: Any) -> bool:
+    """Whether this is a model of transformers whose first input is pictures."""
+    return getattr(model, "main_input_name", None) == "pixel_values"
+
+
+def pictures(model: Any, count: int) -> dict[str, Tensor]:
+    """Keywords of its forward: so many random pictures, as large as its config says."""
     size = getattr(model.config, "image_size", None)
     size = size if isinstance(size, (int, list, tuple)) else _PICTURE  # convolutions alone take pictures of any size
     sizes = (size, size) if isinstance(size, int) else tuple(size)
-    shape = 2, getattr(model.config, "num_channels", 3), *sizes
+    shape = count, getattr(model.config, "num_channels", 3), *sizes
     generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay
-    pictures = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return {"pixel_values": pictures.to(next(model.parameters()).dtype)}
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return {"pixel_values": drawn.to(next(model.parameters()).dtype)}
 
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:

@@ -45,8 +45,8 @@ def compress(
     checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
     or blocks; its dense weight is let go of. Outputs on the example are compared after either; where packing changes
     them, all layers are unpacked again and the report says so. With `prefer="speed"` a packed layer then applies the
-    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave; and
-    packed convolutions compute with channels last in memory, which the model's own outputs do not show.
+    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave. Where
+    convolutions are timed, packed ones compute with channels last in memory, which the model's outputs do not show.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -97,7 +97,7 @@ def compress(
     outputs: list[Tensor] | None = None
     pictures = inputs_on(bare, example) if measure else {}
     turned: list[str] = []
-    if prefer == "speed" and pictures:
+    if pictures:
         turned, why_not = turn_channels_last(bare, example, pictures)
         report.add_note(why_not)
         pictures = inputs_on(bare, example) if turned else pictures

@@ -160,9 +160,10 @@ def plot_history(
 
 
 def plot_gains(
-    tokens: Sequence[int], layers: dict[tuple[str, str], list[float]], models: dict[str, list[float]], path: Path
-) -> None:
-    """How many times as fast as dense over tokens: thin lines for layers, thick ones for models.
+    counts: Sequence[int], layers: dict[tuple[str, str], list[float]], models: dict[str, list[float]], path: Path,
+    unit: str = "tokens",
+) -> None:  # fmt: skip
+    """How many times as fast as dense over tokens or pictures: thin lines for layers, thick ones for models.
 
     `layers` are by pattern and shape.
     """
@@ -177,13 +178,13 @@ def plot_gains(
         for (pattern, shape), found in layers.items():
             dashes = _DASHES[shapes.index(shape) % len(_DASHES)]
             axes.plot(
-                tokens, found, **pattern_look(pattern), linestyle=dashes, linewidth=1, label=f"{pattern}, {shape}"
+                counts, found, **pattern_look(pattern), linestyle=dashes, linewidth=1, label=f"{pattern}, {shape}"
             )
         for (name, found), (color, style) in zip(models.items(), _MODELS, strict=True):
-            axes.plot(tokens, found, style, color=COLOR[color], linewidth=2.2, markersize=6, label=name)
-        plain_log(axes.xaxis, sorted(set(tokens)))
+            axes.plot(counts, found, style, color=COLOR[color], linewidth=2.2, markersize=6, label=name)
+        plain_log(axes.xaxis, sorted(set(counts)))
         plain_log(axes.yaxis, low=min(1, *gains), high=max(1, *gains))
-        axes.set(xlabel="tokens in a batch", ylabel="times as fast as dense")
-        figure.suptitle("Compressed against dense: layers, and the whole model")
+        axes.set(xlabel=f"{unit} in a batch", ylabel="times as fast as dense")
+        figure.suptitle("Compressed against dense: " + ("layers, and the whole model" if layers else "the whole model"))
         figure.legend(loc="outside lower center", ncols=2)
         save(figure, path)

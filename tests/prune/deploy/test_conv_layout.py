@@ -47,10 +47,11 @@ def lie_last(model):
     return [is_channels_last(model.convs[i].weight) for i in (0, 3, 4)]
 
 
-def test_a_model_computes_with_channels_last(packed_is_faster):
+@pytest.mark.parametrize("prefer", ["speed", "memory"])
+def test_a_model_computes_with_channels_last(packed_is_faster, prefer):
     model = Net(pooled).eval()
     want = model(X)
-    _, report = compress(model, example=(X,))
+    _, report = compress(model, prefer, example=(X,))
     assert [type(model.convs[i]) for i in (0, 3, 4)] == [ConvBlocks, nn.Conv2d, ConvBlocks]
     assert model.convs[0].channels_last
     assert lie_last(model)[1], "what stays dense does not turn them back"
@@ -96,10 +97,3 @@ def test_it_stays_where_nothing_is_packed(packed_is_faster, monkeypatch):
     compress(model, example=(X,))
     assert not any(lie_last(model))
     assert type(model.convs[0]) is nn.Conv2d
-
-
-def test_it_stays_for_memory(packed_is_faster):
-    model = Net(pooled).eval()
-    compress(model, "memory", example=(X,))
-    assert not any(lie_last(model))
-    assert type(model.convs[0]) is ConvBlocks

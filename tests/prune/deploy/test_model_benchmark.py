@@ -46,6 +46,34 @@ def test_table_json_and_picture(folder, tmp_path, capsys, monkeypatch):
     assert (out / "model.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_model_of_pictures_is_timed_on_them(tmp_path, capsys, monkeypatch):
+    times = {"dense_ms": 1.0, "packed_ms": 0.5, "equal": True}
+    monkeypatch.setattr("trisparse.prune.deploy.choose_format.time_pair", lambda *_: times)
+    shapes = []
+    monkeypatch.setattr(
+        "trisparse.prune.deploy.model_benchmark.times_faster",
+        lambda dense, model, batch, rounds: shapes.append(tuple(batch["pixel_values"].shape)) or 2.0,
+    )
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", image_size=32
+    )
+    model = transformers.ResNetForImageClassification(config)
+    prune_once(model, pattern="4x1", target_sparsity=0.8, pruning_op_types=["Conv"])
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["bench", "--model", str(tmp_path / "model"), "--pictures", "1", "3", "--output_dir", str(tmp_path)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert shapes == [(1, 3, 32, 32), (3, 3, 32, 32)] * 3
+    head, *_, small, fast, _, _ = text[text.index("times faster than dense:") :].splitlines()[1:-1]
+    assert head.split() == ["format", "pictures=1", "pictures=3"]
+    assert small.split() == ["compress(prefer='memory')", "2.00", "2.00"]
+    assert fast.split() == ["compress(prefer='speed')", "2.00", "2.00"]
+    assert "resnet.encoder.stages.1.layers.0.layer.0.convolution" in text
+    result = json.loads((tmp_path / "model.json").read_text())
+    assert result["pictures"] == [1, 3]
+    assert "tokens" not in result
+
+
 @pytest.mark.parametrize(
     ("tokens", "positions", "shape"),
     [
@@ -76,6 +104,8 @@ def test_what_cannot_be_timed_gets_one_line(folder, tmp_path, capsys):
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):
+    assert main(["bench", "--model", str(tmp_path), "--pictures", "0", "--output_dir", str(tmp_path / "out")]) == 2
+    assert "pictures: want at least one number of pictures, each 1 or more, got [0]" in capsys.readouterr().err
     assert main(["bench", "--model", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
     assert (
         capsys.readouterr().err == f"trisparse bench: error: {tmp_path}: want a folder with config.json, found none\n"
