@@ -20,7 +20,6 @@ from trisparse.prune.deploy.compact import compact_found
 from trisparse.prune.deploy.compaction_report import NEEDED
 from trisparse.prune.deploy.compression_report import CompressionReport
 from trisparse.prune.deploy.conv_inputs import inputs_on
-from trisparse.prune.deploy.conv_layout import turn, turn_channels_last
 from trisparse.prune.deploy.formats import unpack_layer
 from trisparse.prune.deploy.layer_spec import check_config, note_in_config
 from trisparse.prune.deploy.packed_outputs import fold_if_equal, keep_if_equal, outputs_before
@@ -28,7 +27,7 @@ from trisparse.prune.deploy.saved_names import naming_obstacles, that_can_be_sav
 from trisparse.prune.errors import PruningError
 from trisparse.prune.layers.modules import is_packable, replace_module, unwrap
 from trisparse.prune.layers.weights import named_weights
-from trisparse.sparse_ops import Conv24, ConvBlocks, Linear24, LinearBlocks
+from trisparse.sparse_ops import Linear24, LinearBlocks
 
 PACKED = (Linear24, LinearBlocks)
 
@@ -45,8 +44,7 @@ def compress(
     checkpoints could not hold: those of convolutions. Then each layer stays dense or becomes packed 2:4, column vectors
     or blocks; its dense weight is let go of. Outputs on the example are compared after either; where packing changes
     them, all layers are unpacked again and the report says so. With `prefer="speed"` a packed layer then applies the
-    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave. Where
-    convolutions are timed, packed ones compute with channels last in memory, which the model's outputs do not show.
+    ReLU or GELU that alone reads its outputs, where that is a module beside it: the layer gives what that gave.
 
     Args:
         model: pruned, not packed yet; shared weights, layers with hooks or weights that are computed, subclasses, and
@@ -96,11 +94,6 @@ def compress(
     head: Any = getattr(bare, "get_output_embeddings", lambda: None)()
     outputs: list[Tensor] | None = None
     pictures = inputs_on(bare, example) if measure else {}
-    turned: list[str] = []
-    if pictures:
-        turned, why_not = turn_channels_last(bare, example, pictures)
-        report.add_note(why_not)
-        pictures = inputs_on(bare, example) if turned else pictures
     for name, layer in list(_packable_layers(bare)):
         why_not = _obstacle(layer, shared) or unnamed.get(name, "")
         row, packed = chooser.choose(name, layer, why_not, pictures.get(name))
@@ -112,8 +105,6 @@ def compress(
             row.reason += "; decompress before resize_token_embeddings" if layer is head else ""
     if outputs and keep_if_equal(bare, outputs, example, report) and prefer == "speed":
         fold_if_equal(bare, outputs, example, report)
-    if not any(isinstance(bare.get_submodule(name), (Conv24, ConvBlocks)) for name in turned):
-        turn(bare, turned, False)
     report.bytes_after = model_bytes(bare)
     report.add_note(_stored_whole(bare, report.bytes_after))
     note_in_config(bare)

@@ -68,7 +68,7 @@ def benchmark_model(folder: Path, tokens: Sequence[int], out: Path, pictures: Se
     result |= {"end_to_end": ends, "layers": report.to_dict()["layers"]}
     print(table(report, ends, list(examples), unit))  # noqa: T201
     atomic_write(out / "model.json", json.dumps(result, indent=1) + "\n")
-    kinds = _kinds(report, list(examples))
+    kinds = _kinds(report, list(examples)) if unit == "tokens" else {}
     curves = {(form, shape): [_mean(found, n) for n in examples] for (shape, form), found in kinds.items()}
     models = {f"model, {end['prefer']}": [end["times_faster"][n] for n in examples] for end in ends}
     plot_gains(list(examples), curves, models, out / "model.png", unit)
@@ -95,11 +95,11 @@ def table(
 ) -> str:
     """How many times faster than dense: every kind of layer in its smallest format, then the whole model.
 
-    Layers of a model of pictures are timed with what reaches them for the smallest batch; their table comes first.
+    Layers of a model of pictures, of which convolutions are timed on what reaches them, have a table of their own.
     """
     head = ["", "format", *(f"T={n}" if unit == "tokens" else f"pictures={n}" for n in counts), ""]
     rows = [head]
-    for (shape, form), found in _kinds(report, counts).items():
+    for (shape, form), found in _kinds(report, counts).items() if unit == "tokens" else ():
         gains = [_mean(found, n) for n in counts]
         rows.append([f"{len(found)} x {shape}", form, *(f"{gain:.2f}" for gain in gains), _note(gains, counts)])
     for end in ends:

@@ -24,9 +24,12 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether torch takes channels to be the fastest in memory; by strides, which tell where sizes are one."""
+    """Whether torch takes channels to be the fastest in memory; by strides, which tell where sizes are one.
+
+    Where all sizes but the first are one, nothing tells, and torch takes channels to come first.
+    """
     last: Any = _LAST.get(tensor.dim() - 2)
-    is_last = last is not None and tensor.is_contiguous(memory_format=last)
+    is_last = last is not None and math.prod(tensor.shape[1:]) != 1 and tensor.is_contiguous(memory_format=last)
     return is_last and tensor.stride(1) == 1 and tensor.stride(-1) == tensor.shape[1]
 
 

@@ -24,7 +24,7 @@ from trisparse.prune.speed import times_faster
 from trisparse.prune.timing import machine
 
 SPARSITY, LAYOUTS = 0.9, {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
-SIZE, ROUNDS = 224, {1: 11, 8: 5}  # of each number of pictures
+SIZE, ROUNDS = 224, {1: 11, 8: 3}  # of each number of pictures
 
 
 def build() -> torch.nn.Module:

@@ -182,3 +182,12 @@ def test_sizes_for_positions(kind, positions):
     made = conv(torch.randn(1, 8, *sizes))[0, 0].numel()
     assert windows.geometry_of(conv).positions(sizes) == made
     assert made == {1: 1, 60: {1: 60, 2: 49, 3: 27}[len(sizes)]}[positions] or (positions == 1 and made <= 3)
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+def test_one_channel_lies_as_torch_takes_it_to(size, is_last):
+    conv = nn.Conv2d(1, 8, size)
+    conv = conv.to(memory_format=torch.channels_last) if is_last else conv
+    x = torch.randn(2, 1, 5, 4)
+    assert packed(conv)(x).stride() == conv(x).stride()
