@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trisparse.prune.data.arguments import FORMATS
-from trisparse.prune.errors import PruningError
+from trisparse.prune.errors import PruningError, one_line
 
 Example = dict[str, Any]
 
@@ -63,8 +63,8 @@ def _table(path: Path) -> Iterator[tuple[str, Example]]:
     tab = path.suffix == ".tsv"
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(
-            file, delimiter="\t" if tab else ",", quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
-        )
+            file, delimiter="\t" if tab else ",", quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL, strict=True
+        )  # strict: a quotation mark that nothing closes would take all rows that follow for one text
         try:
             names = reader.fieldnames or []
             if len(set(names)) < len(names):
@@ -75,7 +75,9 @@ def _table(path: Path) -> Iterator[tuple[str, Example]]:
                     raise PruningError(f"{where}: want {len(names)} columns as in the header")
                 yield where, row
         except csv.Error as error:
-            raise PruningError(f"{path}: line {reader.line_num}: {error}") from None
+            raise PruningError(
+                f"{path}: line {reader.line_num}: {error}; texts with quotation marks stand in such, each doubled"
+            ) from None
 
 
 def _is_array(path: Path) -> bool:
@@ -91,6 +93,8 @@ def _array(path: Path) -> Iterator[tuple[str, Example]]:
         raise PruningError(f"{path}: line {error.lineno}: is no JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise PruningError(f"{path}: is nested too deep") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise PruningError(f"{path}: can't be read: {one_line(error)}") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise PruningError(f"{path}: row {number}: want a JSON object, got {type(row).__name__}")
@@ -109,6 +113,10 @@ def _json_row(line: str, where: str) -> Example:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise PruningError(f"{where}: is no JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise PruningError(f"{where}: is nested too deep") from None
+    except ValueError as error:
+        raise PruningError(f"{where}: can't be read: {one_line(error)}") from None
     if not isinstance(row, dict):
         raise PruningError(f"{where}: want one JSON object a line, got {type(row).__name__}")
     return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,9 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> nn.Module:
     The Auto classes of transformers load the same folders once trisparse is imported. `kwargs` go to transformers.
 
     Raises:
-        PruningError: a file that is missing, truncated, damaged or of another checkpoint, by name; and whatever
-            transformers raises while it loads.
+        PruningError: a file that is missing, truncated, damaged or of another checkpoint, by name; tensors that no file
+            holds, other than a pooler's, which encoders are published without; and whatever transformers raises while
+            it loads.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -112,11 +113,24 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> nn.Module:
     from trisparse.prune.deploy import hf_quantizer  # noqa: F401 (registers itself)
 
     try:
-        return kind.from_pretrained(folder, **kwargs)
+        model, info = kind.from_pretrained(folder, **{**kwargs, "output_loading_info": True})
+        _check_complete(folder, model, info["missing_keys"])
+        loaded: Any = (model, info) if kwargs.get("output_loading_info") else model
+        return loaded
     except PruningError:
         raise
     except Exception as error:
         raise PruningError(f"{folder}: can't be loaded as a {kind.__name__}: {one_line(error)}") from error
+
+
+def _check_complete(folder: Path, model: nn.Module, missing: Iterable[str]) -> None:
+    """PruningError where the model would go on with random numbers."""
+    lacking = sorted(name for name in missing if "pooler" not in name)
+    if lacking:
+        raise PruningError(
+            f"{folder}: lacks {len(lacking)} tensors of a {type(model).__name__}, which would be random: "
+            f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}"
+        )
 
 
 def check_folder(folder: Path) -> tuple[Headers, dict[str, Spec]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from trisparse.prune.data.tasks import Task
-from trisparse.prune.errors import PruningError
+from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.glue.args import ModelArguments
+from trisparse.sparse_ops import Linear24, LinearBlocks
 
 
 def _load(flag: str, path: str, task: Task, dropout: float | None = None) -> tuple[Any, bool]:
@@ -24,8 +26,11 @@ def _load(flag: str, path: str, task: Task, dropout: float | None = None) -> tup
                 f"--{flag}: {path} answers with {config.num_labels} labels, {task.name} has {task.num_labels}; "
                 f"give a model that was trained on {task.name}, or one without a head"
             )
+        if task.labels:
+            _check_order(flag, path, config, task, trained_head)
         if task.is_own and task.labels:
-            _name_labels(flag, path, config, task, trained_head)
+            config.label2id = {label: number for number, label in enumerate(task.labels)}
+            config.id2label = dict(enumerate(task.labels))
         config.num_labels = task.num_labels
         config.problem_type = "regression" if task.is_regression else "single_label_classification"
         own = {k: v for k, v in config.to_dict().items() if "drop" in k and type(v) in (int, float)}
@@ -33,7 +38,10 @@ def _load(flag: str, path: str, task: Task, dropout: float | None = None) -> tup
             if not own:
                 raise PruningError(f"--dropout: a {config.model_type} has none in its configuration; leave it out")
             config.update(dict.fromkeys(own, dropout))
-        model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype="float32")
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype="float32", output_loading_info=True
+        )
+        trained_head = _trained_head(flag, path, model, info["missing_keys"], trained_head)
         model.config.update(own)  # modules have read it; what is saved is trained on as it was before
     except PruningError:
         raise
@@ -42,15 +50,31 @@ def _load(flag: str, path: str, task: Task, dropout: float | None = None) -> tup
     return model, trained_head
 
 
-def _name_labels(flag: str, path: str, config: Any, task: Task, trained_head: bool) -> None:
-    """Keep the words of one's own labels with the model, unless it knows them by other numbers."""
-    numbers = {label: number for number, label in enumerate(task.labels)}
-    if trained_head and set(config.label2id) == set(numbers) and config.label2id != numbers:
+def _check_order(flag: str, path: str, config: Any, task: Task, trained_head: bool) -> None:
+    """Refuse a model that knows the task's labels by other numbers."""
+    known = {str(label).lower(): number for label, number in config.label2id.items()}
+    numbers = {label.lower(): number for number, label in enumerate(task.labels)}
+    if trained_head and known.keys() == numbers.keys() and known != numbers:
+        mend = f"write 0 to {len(numbers) - 1} in column 'label', as this model counts them"
         raise PruningError(
-            f"--{flag}: {path} has the labels in another order, {', '.join(config.label2id)}; write 0 to "
-            f"{len(numbers) - 1} in column 'label', as this model counts them"
+            f"--{flag}: {path} has the labels in another order, {', '.join(config.label2id)}; "
+            + (mend if task.is_own else f"{task.name} has {', '.join(task.labels)}: fine-tune one without a head")
         )
-    config.label2id, config.id2label = numbers, {number: label for label, number in numbers.items()}
+
+
+def _trained_head(flag: str, path: str, model: Any, missing: Iterable[str], is_claimed: bool) -> bool:
+    """Whether the checkpoint holds the head; PruningError where it lacks what is no head.
+
+    A pooler may be missing: encoders are published without it, and training makes one.
+    """
+    base = f"{model.base_model_prefix}."
+    lacking = sorted(name for name in missing if name.startswith(base) and "pooler" not in name)
+    if lacking:
+        raise PruningError(
+            f"--{flag}: {path} lacks {len(lacking)} tensors of a {type(model).__name__}, which would be random: "
+            f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}"
+        )
+    return is_claimed and all(name.startswith(base) for name in missing)
 
 
 def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module | None, Any]:
@@ -68,10 +92,15 @@ def load_models(args: ModelArguments, task: Task) -> tuple[nn.Module, nn.Module 
     path = args.model_name_or_path
     assert path is not None
     model, trained_head = _load("model_name_or_path", path, task, args.dropout)
+    if any(isinstance(module, (Linear24, LinearBlocks)) for module in model.modules()):
+        raise PruningError(
+            f"--model_name_or_path: {path} is compressed, and its packed layers do not train; give what came of "
+            f"`trisparse export {path} OUT --format dense`"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=not args.use_slow_tokenizer)
-    except (OSError, ValueError) as error:
-        raise PruningError(f"--model_name_or_path: {path} has no tokenizer: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a broken file fails in many ways
+        raise PruningError(f"--model_name_or_path: {path} has no tokenizer: {one_line(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise PruningError(f"--model_name_or_path: {path} has no tokenizer: its vocabulary is empty")
     if tokenizer.pad_token is None:

@@ -134,7 +134,8 @@ def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str],
         if lacking := {*fixed, "parts", "random"} - set(state):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except Exception as error:
-        raise PruningError(f"--resume_from_checkpoint: {path} is damaged: {str(error).splitlines()[0]}") from None
+        why = (str(error).splitlines() or ["it is empty"])[0]
+        raise PruningError(f"--resume_from_checkpoint: {path} is damaged: {why}") from None
     for key, value in args.to_dict().items():
         had = saved.get(key, DEFAULTS[key])  # a flag that came after the checkpoint was not given
         if key not in _FREE and had != value:

@@ -118,9 +118,11 @@ def set_up(args: GlueArguments) -> Setup:
         length = d.max_length if d.pad_to_max_length else sum(lengths) // len(lengths)
         cooldown = SparseCooldown(bare, pruner, d.per_device_train_batch_size * length, _HALVES[t.mixed_precision])
 
+    if not any(row["input_ids"] for rows in all_rows for row in rows):
+        raise PruningError("--model_name_or_path: its tokenizer makes no token of any text")
     longest = d.max_length if d.pad_to_max_length else max(len(row["input_ids"]) for rows in all_rows for row in rows)
     longest += -longest % (multiple or 1)
-    tokens = max(max(row["input_ids"]) for rows in all_rows for row in rows)
+    tokens = max(max(row["input_ids"], default=0) for rows in all_rows for row in rows)
     check_capacity("model_name_or_path", bare, longest, tokens)
     if teacher_model is not None:
         check_capacity("teacher_model_name_or_path", teacher_model, longest, tokens)

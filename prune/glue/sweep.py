@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trisparse.prune.data.own_task import task_of
-from trisparse.prune.errors import PruningError
+from trisparse.prune.errors import PruningError, one_line
 from trisparse.prune.files import atomic_write
 from trisparse.prune.glue.args import GlueArguments
 from trisparse.prune.glue.parse import parse_arguments
@@ -81,12 +81,14 @@ def _results(folder: Path, arguments: GlueArguments) -> dict[str, Any] | None:
     path = folder / RESULTS
     if not path.exists():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        had = dict(found["arguments"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PruningError(f"{path}: is damaged: {one_line(error)}; delete its folder to make the run anew") from None
     for key, value in arguments.to_dict().items():
-        if key not in _PLACES and found["arguments"].get(key, value) != value:
-            raise PruningError(
-                f"{path}: is of a run with --{key} {found['arguments'][key]}, not {value}; give another --output_dir"
-            )
+        if key not in _PLACES and had.get(key, value) != value:
+            raise PruningError(f"{path}: is of a run with --{key} {had[key]}, not {value}; give another --output_dir")
     return found if "speed" in found else None
 
 

@@ -140,11 +140,13 @@ def _file_rows(path: Path) -> Iterator[Any]:
             if path.suffix == ".txt":
                 yield from file
             elif path.suffix in (".csv", ".tsv"):
-                yield from csv.DictReader(file, delimiter="," if path.suffix == ".csv" else "\t")
+                tab = path.suffix == ".tsv"
+                quoting: Any = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+                yield from csv.DictReader(file, delimiter="\t" if tab else ",", quoting=quoting, strict=True)
             else:
                 text = file.read()
                 is_list = text.lstrip().startswith("[")
-                yield from json.loads(text) if is_list else (json.loads(line) for line in text.splitlines() if line)
+                yield from json.loads(text) if is_list else map(json.loads, filter(str.strip, text.split("\n")))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise PruningError(f"calibration: {path} can't be read: {one_line(error)}") from None
 

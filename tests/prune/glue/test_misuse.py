@@ -33,6 +33,8 @@ def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
     (world / "broken").mkdir()
     (world / "broken" / "checkpoint.pt").write_bytes((world / "dense" / "checkpoint.pt").read_bytes()[:5000])
     refused("checkpoint.pt is damaged", "broken")
+    (world / "broken" / "checkpoint.pt").write_bytes(b"")
+    refused("checkpoint.pt is damaged", "broken")
     state = torch.load(world / "dense" / "checkpoint.pt", weights_only=True)
     torch.save({k: v for k, v in state.items() if k != "random"}, world / "broken" / "checkpoint.pt")
     refused("checkpoint.pt is damaged: it lacks random", "broken")

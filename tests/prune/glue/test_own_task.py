@@ -180,3 +180,20 @@ def test_runs_on_own_files(world, tmp_path, monkeypatch, capsys, forget_precisio
     forget_precision()
     assert main([*teacher, "--output_dir", "again"]) == 2
     assert capsys.readouterr().err.endswith("--distill_mode: 'logits' needs classes, and scores has none; use hidden\n")
+
+
+@pytest.mark.parametrize("text", ['1,good\n0,"bad one\n1,fine\n', '1,good\n0,"bad" one\n1,fine\n'])
+def test_a_stray_quotation_mark_takes_no_rows_with_it(made, text):
+    with pytest.raises(PruningError, match=r"train.csv: line \d: .*; texts with quotation marks stand in such"):
+        made("label,text\n" + text)
+    _, splits = made('label,text\n1,"so ""good"", yes"\n0,"two\nlines"\n')
+    assert [row["text"] for row in splits["train"]] == ['so "good", yes', "two\nlines"]
+
+
+def test_a_number_of_thousands_of_digits_is_one_line(made):
+    for ending, text in (
+        ("json", '[{"label": 0, "text": "a", "n": %s}]'),
+        ("jsonl", '{"label": 0, "text": "a", "n": %s}'),
+    ):
+        with pytest.raises(PruningError, match="can't be read: ValueError: Exceeds the limit"):
+            made(text % ("1" * 5000), ending=ending)
