@@ -60,7 +60,7 @@ def own_task(name: str, path: Path) -> Task:
 
 
 def _text_columns(path: Path, rows: Sequence[Example]) -> tuple[str, ...]:
-    names = [name for name in rows[0] if name != "label"]
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "label"))
     if set(_PAIR) <= set(names):
         return _PAIR
     texts = [name for name in names if any(_is_text(row.get(name)) for row in rows)]

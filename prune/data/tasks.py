@@ -100,12 +100,8 @@ def label_of(value: Any, task: Task, where: str) -> int | float:
 
 
 def label_text(value: Any) -> str:
-    """A label of one's own as `Task.labels` has it: 1, 1.0 and "1" are one."""
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    try:
-        return str(int(text))
-    except ValueError:
-        return text
+    """A label of one's own as `Task.labels` has it: 1, 1.0 and "1" are one, "01" is another."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _some(labels: tuple[str, ...]) -> str:

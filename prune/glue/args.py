@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +177,8 @@ class GlueArguments:
                     raise PruningError(f"--{name}: pattern_lock holds from the first step; leave --{name} out")
         flags: dict[str, Any] = {"target_sparsity": p.target_sparsity, "pattern": p.pruning_pattern}
         flags |= {"pruning_type": p.pruning_type, "target_speedup": p.target_speedup, "target_flops": p.target_flops}
-        flags |= {"target_bytes": int(p.target_bytes) if p.target_bytes and p.target_bytes > 1 else p.target_bytes}
+        is_count = p.target_bytes is not None and 1 < p.target_bytes < math.inf
+        flags |= {"target_bytes": int(p.target_bytes or 0) if is_count else p.target_bytes}
         flags |= {"tokens": p.tokens, "pruning_scope": p.pruning_scope}
         flags |= {key: getattr(p, key) for key in ("min_sparsity_ratio_per_op", "max_sparsity_ratio_per_op")}
         if p.pruning_frequency not in (None, -1):

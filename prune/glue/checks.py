@@ -32,6 +32,11 @@ def check(args: GlueArguments) -> None:
 
 def _check_together(args: GlueArguments) -> None:
     m, d, t = args.model, args.data, args.training
+    for name, value in args.to_dict().items():
+        if value == "":  # such as a variable of a shell that is not set
+            raise PruningError(f"--{name}: is empty; give a value, or leave it out")
+    if m.cache_teacher and not m.distill_loss_weight:
+        raise PruningError("--cache_teacher: has no effect without --distill_loss_weight; leave it out")
     if t.push_to_hub and not t.hub_model_id:
         raise PruningError("--push_to_hub: needs --hub_model_id, the repository to upload to")
     if t.compile and (t.fsdp or args.pruning.sparse_cooldown):

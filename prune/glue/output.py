@@ -153,9 +153,18 @@ def read_checkpoint(args: GlueArguments, fixed: dict[str, Any], parts: set[str],
         raise PruningError(f"--resume_from_checkpoint: {path} is of a run on other data; give the same examples")
     if set(state["parts"]) != parts:
         raise PruningError(f"--resume_from_checkpoint: {path} is of another kind of run")
-    if step >= total_steps and (path.parent / RESULTS).exists():  # else its results are to be written still
+    if step >= total_steps and _has_all_results(path.parent / RESULTS, args):  # else they are to be written still
         raise PruningError(f"--resume_from_checkpoint: that run ended at step {step} of {total_steps}; nothing is left")
     return state
+
+
+def _has_all_results(path: Path, args: GlueArguments) -> bool:
+    """Whether a run wrote its results, and those of the compressed model, which come last."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return args.training.compress is None or "speed" in results
 
 
 def save_model(

@@ -8,6 +8,8 @@ import torch
 from trisparse.cli import main
 from trisparse.prune.glue.demo_data import write_task
 from trisparse.prune.glue.models import check_capacity
+from trisparse.prune.glue.output import _has_all_results
+from trisparse.prune.glue.parse import parse_arguments
 
 pytest.importorskip("transformers")
 from transformers import XLNetConfig, XLNetForSequenceClassification
@@ -39,6 +41,16 @@ def test_a_checkpoint_of_another_run_is_refused(world, tmp_path, capsys, argv):
     torch.save({k: v for k, v in state.items() if k != "random"}, world / "broken" / "checkpoint.pt")
     refused("checkpoint.pt is damaged: it lacks random", "broken")
     assert not (world / "elsewhere").exists()
+
+
+def test_a_run_that_did_not_get_to_its_compressed_model_has_not_ended(tmp_path):
+    words = ["--model_name_or_path", "m", "--task_name", "sst2", "--output_dir", "o"]
+    plain, packed = parse_arguments(words), parse_arguments([*words, "--compress", "memory"])
+    path = tmp_path / "all_results.json"
+    assert not _has_all_results(path, plain)
+    for results, is_whole in (("{}", [True, False]), ('{"speed": {}}', [True, True]), ("{", [False, False])):
+        path.write_text(results)
+        assert [_has_all_results(path, args) for args in (plain, packed)] == is_whole
 
 
 def test_a_mistake_that_only_one_process_sees_is_said(world, tmp_path, capsys, argv, monkeypatch):

@@ -41,6 +41,7 @@ def made(tmp_path):
         ("id,one,two,three,label\n7,a,b,c,10\n8,d,e,f,9\n9,g,h,i,10\n", ("one", "two"), ("9", "10")),  # 9 before 10
         ("text,label\na,True\nb,False\nc,maybe\n", ("text",), ("False", "True", "maybe")),
         ("text,label\na,3\nb,three\n", ("text",), ("3", "three")),
+        ("text,label\na,007\nb,7\nc,10\n", ("text",), ("007", "7", "10")),  # codes, as they are written
     ],
 )
 def test_columns_and_classes(made, text, columns, labels):
@@ -197,3 +198,9 @@ def test_a_number_of_thousands_of_digits_is_one_line(made):
     ):
         with pytest.raises(PruningError, match="can't be read: ValueError: Exceeds the limit"):
             made(text % ("1" * 5000), ending=ending)
+
+
+def test_a_column_that_the_first_row_lacks_is_read(made):
+    rows = [{"label": 0, "sentence1": "a"}, {"label": 1, "sentence1": "b", "sentence2": "c"}]
+    with pytest.raises(PruningError, match="sentence2"):
+        made(rows, ending="json")
