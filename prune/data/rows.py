@@ -40,11 +40,14 @@ def find_file(folder: Path, splits: Sequence[str]) -> Path:
         PruningError: there is none.
     """
     for split in splits:
-        for ending in FORMATS:
-            if (path := folder / f"{split}.{ending}").is_file():
-                return path
+        found = [path for ending in FORMATS if (path := folder / f"{split}.{ending}").is_file()]
+        if len(found) > 1:
+            names = " and ".join(path.name for path in found)
+            raise PruningError(f"--dataset_dir: {folder} holds {names}; leave one of them")
+        if found:
+            return found[0]
     raise PruningError(
-        f"--dataset_dir: {folder} holds no {' or '.join(splits)} as .{', .'.join(FORMATS)}; "
+        f"--dataset_dir: {folder} holds no {' or '.join(dict.fromkeys(splits))} as .{', .'.join(FORMATS)}; "
         f"it holds {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}"
     )
 

@@ -43,7 +43,8 @@ def check_output_dir(args: GlueArguments) -> Path:
     """The folder to write to.
 
     Raises:
-        PruningError: it holds files, and neither --overwrite_output_dir nor a resume of that run was asked for.
+        PruningError: it holds files, and neither --overwrite_output_dir nor a resume of that run was asked for; or a
+            model that is of no run.
     """
     t = args.training
     assert t.output_dir is not None
@@ -66,6 +67,12 @@ def check_output_dir(args: GlueArguments) -> Path:
             f"--output_dir: {folder} holds another run; give --overwrite_output_dir to write over it, "
             "--resume_from_checkpoint to go on with it, or another folder"
         )
+    if not any((folder / name).exists() for name in (CHECKPOINT, RESULTS, HISTORY)):
+        models = sorted(path.name for name in _OURS for path in folder.glob(name))
+        if models:  # which clearing the folder of an old run would remove
+            raise PruningError(
+                f"--output_dir: {folder} holds {', '.join(models[:3])} of something that is no run; give another folder"
+            )
     return folder
 
 

@@ -157,6 +157,15 @@ def test_a_used_folder_is_refused_and_overwritten_on_request(world, capsys, monk
         assert "again holds the model of --model_name_or_path; give another folder" in capsys.readouterr().err
 
 
+def test_a_model_that_is_of_no_run_is_not_written_over(world, tmp_path, capsys, argv):
+    for name in ("config.json", "model.safetensors", "notes.md"):
+        (tmp_path / name).write_text("mine")
+    flags = ["--output_dir", str(tmp_path), "--overwrite_output_dir"]
+    assert main(["train", *argv(world, "init", "mine", *flags)]) == 2
+    assert "holds config.json, model.safetensors of something that is no run; give" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "notes.md"}
+
+
 def test_a_folder_that_is_a_link_to_another_disk(world, tmp_path, glue):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -204,3 +204,10 @@ def test_a_column_that_the_first_row_lacks_is_read(made):
     rows = [{"label": 0, "sentence1": "a"}, {"label": 1, "sentence1": "b", "sentence2": "c"}]
     with pytest.raises(PruningError, match="sentence2"):
         made(rows, ending="json")
+
+
+def test_two_files_of_one_split_are_refused(tmp_path):
+    for ending, text in (("jsonl", '{"label": 0, "sentence": "a"}'), ("csv", "label,sentence\n0,a\n")):
+        (tmp_path / f"train.{ending}").write_text(text)
+    with pytest.raises(PruningError, match=r"holds train.jsonl and train.csv; leave one of them"):
+        task_of(DataArguments(dataset_dir=str(tmp_path)))
