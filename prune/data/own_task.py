@@ -53,7 +53,8 @@ def own_task(name: str, path: Path) -> Task:
         best = ("pearson", "spearmanr")
         return Task(name, columns, (), (*best, "mse"), best, is_own=True)
     are_whole = all(isinstance(number, int) for number in numbers)
-    labels = sorted({label_text(value) for value in values}, key=int if are_whole else str)
+    labels = sorted({label_text(value) for value in values})
+    labels = sorted(labels, key=int) if are_whole else labels  # 7 and 007 in the order of their texts
     if len(labels) == 1:
         raise PruningError(f"{path}: all {len(rows)} labels are {labels[0]!r}; want two classes or more")
     return Task(name, columns, tuple(labels), is_own=True)

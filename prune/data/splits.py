@@ -74,10 +74,10 @@ def _load_files(data: DataArguments, task: Task) -> dict[str, list[Example]]:
         assert folder is not None
         return find_file(folder, splits)
 
-    splits = {
-        "train": read_file(path(data.train_file, "train"), task),
-        "validation": read_file(path(data.validation_file, task.validation, "validation"), task),
-    }
+    splits = {"train": read_file(path(data.train_file, "train"), task)}
+    if data.holdout_fraction:  # of these
+        return splits
+    splits["validation"] = read_file(path(data.validation_file, task.validation, "validation"), task)
     if folder and task.also_validation and any((folder / f"{task.also_validation}.{e}").is_file() for e in FORMATS):
         splits[task.also_validation] = read_file(find_file(folder, [task.also_validation]), task)
     return splits

@@ -128,7 +128,10 @@ def _check_paths(d: DataArguments) -> None:
         )
     if d.dataset_dir is not None and not Path(d.dataset_dir).is_dir():
         raise PruningError(f"--dataset_dir: {d.dataset_dir} is no folder")
-    if (d.train_file is None) != (d.validation_file is None) and d.dataset_dir is None:
+    if d.holdout_fraction and d.validation_file:
+        raise PruningError("--validation_file: has no effect with --holdout_fraction; leave one out")
+    has_validation = d.validation_file is not None or d.holdout_fraction > 0
+    if (d.train_file is not None) != has_validation and d.dataset_dir is None and (d.train_file or d.validation_file):
         given, missing = ("train", "validation") if d.train_file else ("validation", "train")
         raise PruningError(f"--{given}_file: needs --{missing}_file or --dataset_dir beside it")
     for name, file in (("train_file", d.train_file), ("validation_file", d.validation_file)):

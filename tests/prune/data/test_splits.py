@@ -9,6 +9,7 @@ from trisparse import PruningError
 from trisparse.prune.data.arguments import DataArguments
 from trisparse.prune.data.splits import load_splits, read_file
 from trisparse.prune.data.tasks import TASKS
+from trisparse.prune.glue.parse import parse_arguments
 
 ROWS = [
     {"sentence1": 'she said "yes", twice', "sentence2": "yes", "label": 1},
@@ -97,3 +98,12 @@ def test_held_out_examples_are_of_the_training_set_and_always_the_same(tmp_path)
     data.holdout_fraction = 0.01
     with pytest.raises(PruningError, match="--holdout_fraction: 0.01 of 20 training examples leaves one part empty"):
         load_splits(data, TASKS["mrpc"])
+
+
+def test_what_is_held_out_needs_no_validation_file(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS * 4)
+    for where in ({"dataset_dir": str(tmp_path)}, {"train_file": str(tmp_path / "train.jsonl")}):
+        splits = load_splits(DataArguments(task_name="mrpc", holdout_fraction=0.25, **where), TASKS["mrpc"])
+        assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "validation": 2}
+        parse_arguments(["--model_name_or_path", "m", "--task_name", "mrpc", "--holdout_fraction", "0.25", "--output_dir",
+                         "o", *(word for key, value in where.items() for word in (f"--{key}", value))])  # fmt: skip

@@ -47,6 +47,7 @@ PRUNE = [*BASE, "--do_prune"]
         ([*PRUNE, "--pruning_config", "mixed", "--pruning_pattern", "2:4"], "pattern: '2:4' has no effect: every group of"),
         ([*BASE, "--pruning_pattern", "2:4"], "--pruning_pattern: has no effect without --do_prune; add it, or --do_prune False"),
         ([*BASE, "--teacher_model_name_or_path", "t"], "--teacher_model_name_or_path: has no effect without --distill_loss_weight"),
+        ([*BASE, "--validation_file", __file__, "--holdout_fraction", "0.1"], "--validation_file: has no effect with --hold"),
         ([*BASE, "--cache_teacher"], "--cache_teacher: has no effect without --distill_loss_weight; leave it out"),
         ([*BASE, "--resume_from_checkpoint", ""], "--resume_from_checkpoint: is empty; give a value, or leave it out"),
         ([*PRUNE, "--target_bytes", "inf"], "target_bytes: want a share between 0 and 1, or a whole number of bytes, got inf"),
