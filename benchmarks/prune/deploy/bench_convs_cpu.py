@@ -3,7 +3,8 @@ r"""How much faster a ResNet-50 with pruned convolutions is on a CPU once they a
     OMP_NUM_THREADS=1 python benchmarks/prune/deploy/bench_convs_cpu.py --out benchmarks/results/convs_cpu.json
 
 Random weights, since the time does not depend on them, of which each convolution but the first loses 4x1 vectors by
-magnitude. Pictures of 224x224, in both layouts that torch has for them; formats are chosen by one of them.
+magnitude. Pictures of 224x224, in both layouts that torch has for them, and as they mostly come, with channels first,
+for a model whose weights are laid out with channels last before it is compressed; formats are chosen by one picture.
 `times_faster` is the median over rounds in which the pruned model runs dense and compressed in turns, `dense_again`
 that of a copy against it, which shows how far such a ratio can be trusted. Logits are compared first.
 """
@@ -23,7 +24,9 @@ from trisparse.prune.files import atomic_write
 from trisparse.prune.speed import times_faster
 from trisparse.prune.timing import machine
 
-SPARSITY, LAYOUTS = 0.9, {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+SPARSITY, FIRST, LAST = 0.9, torch.contiguous_format, torch.channels_last
+# of pictures and of the dense model that is compared with, and of the model that is compressed
+LAYOUTS = {"channels first": (FIRST, FIRST), "weights last": (FIRST, LAST), "channels last": (LAST, LAST)}
 SIZE, ROUNDS = 224, {1: 11, 8: 3}  # of each number of pictures
 
 
@@ -41,10 +44,11 @@ def build() -> torch.nn.Module:
 
 def rows():
     """A row for each layout and number of pictures."""
-    for layout, memory_format in LAYOUTS.items():
+    for layout, (memory_format, of_weights) in LAYOUTS.items():
         dense = build().to(memory_format=memory_format)
         picture = torch.randn(1, 3, SIZE, SIZE).contiguous(memory_format=memory_format)
-        small, report = compress(copy.deepcopy(dense), remove_channels=False, example=(picture,))
+        pruned = copy.deepcopy(dense).to(memory_format=of_weights)
+        small, report = compress(pruned, remove_channels=False, example=(picture,))
         twin, formats = copy.deepcopy(dense), dict(Counter(layer.format for layer in report.layers))
         for pictures, rounds in ROUNDS.items():
             x = torch.randn(pictures, 3, SIZE, SIZE).contiguous(memory_format=memory_format)
