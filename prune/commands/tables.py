@@ -11,12 +11,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    # names come from a user's files, and brackets in them are no markup
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, title in enumerate(head):
         table.add_column(title, justify="left" if index in (0, len(head) - 1) else "right", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(escape, row))  # brackets in a user's names are no markup
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or a pipe has no edge to wrap at

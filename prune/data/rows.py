@@ -78,9 +78,9 @@ def _table(path: Path) -> Iterator[tuple[str, Example]]:
                     raise PruningError(f"{where}: want {len(names)} columns as in the header")
                 yield where, row
         except csv.Error as error:
-            raise PruningError(
-                f"{path}: line {reader.line_num}: {error}; texts with quotation marks stand in such, each doubled"
-            ) from None
+            is_quote = '"' in str(error) or "end of data" in str(error)
+            mend = "; texts with quotation marks stand in such, each doubled" if is_quote else ""
+            raise PruningError(f"{path}: line {reader.line_num}: {error}{mend}") from None
 
 
 def _is_array(path: Path) -> bool:

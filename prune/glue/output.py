@@ -67,7 +67,7 @@ def check_output_dir(args: GlueArguments) -> Path:
             f"--output_dir: {folder} holds another run; give --overwrite_output_dir to write over it, "
             "--resume_from_checkpoint to go on with it, or another folder"
         )
-    if not any((folder / name).exists() for name in (CHECKPOINT, RESULTS, HISTORY)):
+    if not resumes_here and not any((folder / name).exists() for name in (CHECKPOINT, RESULTS, HISTORY)):
         models = sorted(path.name for name in _OURS for path in folder.glob(name))
         if models:  # which clearing the folder of an old run would remove
             raise PruningError(

@@ -9,6 +9,7 @@ import torch
 
 from trisparse import from_pretrained, prune_once
 from trisparse.cli import main
+from trisparse.prune.commands.tables import print_table
 
 transformers = pytest.importorskip("transformers")
 
@@ -107,6 +108,11 @@ def test_a_compressed_checkpoint_is_not_compressed_again(folder, tmp_path, capsy
         "format: want dense or onnx, got 'sparse-bitmask'; compressed-tensors reads it up to" in capsys.readouterr().err
     )
     assert not (tmp_path / "bits").exists()
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys):
+    print_table(["layer", "n"], [["a[/b].x", "1"], ["[bold]y", "2"]])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["layer", "a[/b].x", "[bold]y"]
 
 
 def test_models_of_pictures_are_run_on_their_own_example(tmp_path, capsys):

@@ -146,6 +146,9 @@ def test_resuming_equals_not_having_stopped(world, monkeypatch, extra, argv, glu
     assert histories[0] == histories[1]
     refused = [*argv(world, "dense", "halves", *flags), "--resume_from_checkpoint", str(world / "halves")]
     assert main(["train", *refused]) == 2, "nothing is left to do"
+    assert main(["train", *refused, "--compress", "memory"]) == 0, "but for what was not asked for before"
+    assert (world / "halves" / "compressed" / "model.safetensors").is_file()
+    assert main(["train", *refused, "--compress", "memory"]) == 2
     (world / "halves" / "all_results.json").unlink()  # as if the run had been stopped right before its end
     assert main(["train", *refused]) == 0
     assert json.loads((world / "halves" / "all_results.json").read_text())["eval"] == whole["eval"]
